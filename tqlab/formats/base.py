@@ -1,0 +1,143 @@
+"""What every storage format shares: shapes, checks, tiling and un-rotation.
+
+A format is one file: a subclass with a block layout, `_encode` and `_decode`, and a registry line
+in `formats/__init__.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import rotation as rot
+
+# Values handled at once on a CPU: measured best between 2^17 and 2^20 (benchmarks/codecs.py).
+_CPU_TILE_VALUES = 1 << 18
+_GPU_TILE_VALUES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Format:
+    """A block storage format.
+
+    Fields: name; block_size (values); block_bytes; rotation (None | "wht32" | "wht128": what was
+    applied before rounding); ggml_type (id in GGUF files, None when a file cannot hold it).
+    """
+
+    name: str
+    block_size: int
+    block_bytes: int
+    rotation: str | None = None
+    ggml_type: int | None = None
+
+    @property
+    def bits_per_value(self) -> float:
+        """Stored bits per value, scales included, before any padding of heads."""
+        return 8 * self.block_bytes / self.block_size
+
+    def nbytes(self, n: int) -> int:
+        """Bytes of `n` consecutive values. Raises ValueError unless n % block_size == 0."""
+        self._check_multiple(n)
+        return n // self.block_size * self.block_bytes
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Pack the last axis.
+
+        Shapes: float [..., n], n % block_size == 0 -> uint8 [..., n // block_size * block_bytes]
+        Raises: ValueError naming the offending size or dtype.
+        """
+        if not x.is_floating_point():
+            raise ValueError(f"{self.name} quantises floating-point tensors, got {x.dtype}")
+        nbytes = self.nbytes(x.shape[-1])
+        blocks = x.reshape(-1, self.block_size)
+        out = torch.empty(len(blocks), self.block_bytes, dtype=torch.uint8, device=x.device)
+        for tile in self._tiles(blocks):
+            out[tile] = self._encode(blocks[tile].float())
+        return out.view(*x.shape[:-1], nbytes)
+
+    def dequantize(self, b: Tensor, rotated: bool = False) -> Tensor:
+        """Unpack the last axis.
+
+        Shapes: uint8 [..., n // block_size * block_bytes] -> float32 [..., n]
+        `rotated=True` returns the domain in which values are stored: no inverse rotation.
+        Raises: ValueError naming the offending size or dtype.
+        """
+        if b.dtype != torch.uint8:
+            raise ValueError(f"{self.name} dequantises uint8 tensors, got {b.dtype}")
+        if b.shape[-1] % self.block_bytes:
+            raise ValueError(
+                f"{self.name} needs a multiple of {self.block_bytes} bytes, got {b.shape[-1]}"
+            )
+        n = b.shape[-1] // self.block_bytes * self.block_size
+        blocks = b.reshape(-1, self.block_bytes)
+        out = torch.empty(len(blocks), self.block_size, dtype=torch.float32, device=b.device)
+        for tile in self._tiles(blocks):
+            self._decode(blocks[tile], out[tile])
+            if self.rotation and not rotated:
+                out[tile] = rot.unrotate(out[tile], self.rotation)
+        return out.view(*b.shape[:-1], n)
+
+    def _check_multiple(self, n: int) -> None:
+        if n % self.block_size:
+            raise ValueError(f"{self.name} needs a multiple of {self.block_size} values, got {n}")
+
+    def _tiles(self, blocks: Tensor):
+        values = _CPU_TILE_VALUES if blocks.device.type == "cpu" else _GPU_TILE_VALUES
+        step = max(1, values // self.block_size)
+        return [slice(i, i + step) for i in range(0, len(blocks), step)]
+
+    def _encode(self, blocks: Tensor) -> Tensor:
+        """float32 [N, block_size] -> uint8 [N, block_bytes]"""
+        raise NotImplementedError
+
+    def _decode(self, blocks: Tensor, out: Tensor) -> None:
+        """uint8 [N, block_bytes] -> written to out, float32 [N, block_size], rotated domain."""
+        raise NotImplementedError
+
+
+def serial_sum(columns: Tensor) -> Tensor:
+    """Sum over axis 0 in index order, float32: [n, N] -> [N].
+
+    Pairwise sums (torch's .sum) differ in the last bit and flip exact ties (spec formats 4.6).
+    """
+    total = columns[0].clone()
+    for row in columns[1:]:
+        total += row
+    return total
+
+
+def reciprocal(d: Tensor, floor: float = 0.0) -> Tensor:
+    """1 / d where d > floor, else 0: the fork's guard for empty blocks."""
+    return torch.where(d > floor, 1.0 / d, torch.zeros_like(d))
+
+
+def square_root(x: Tensor) -> Tensor:
+    """Correctly rounded float32 square root (torch's own CPU one is off by an ulp, e.g. for 522)."""
+    return x.sqrt() if x.device.type == "mps" else x.double().sqrt().float()
+
+
+def bucket(r: Tensor, thresholds: tuple[float, ...]) -> Tensor:
+    """Index of each value: the number of thresholds <= value, int32, same shape.
+
+    Compare-and-add into float32: five times faster than torch.bucketize for up to 15 thresholds.
+    """
+    index, reached = torch.zeros_like(r), torch.empty_like(r)
+    for t in thresholds:
+        index += torch.ge(r, t, out=reached)
+    return index.int()
+
+
+def lookup(table: tuple[float, ...], index: Tensor) -> Tensor:
+    """table[index]: int32 of any shape -> float32. index_select is torch's fastest CPU gather."""
+    values = torch.tensor(table, dtype=torch.float32, device=index.device)
+    return values.index_select(0, index.flatten()).view(index.shape)
+
+
+def half_bytes(x: Tensor) -> Tensor:
+    """float32 [N] -> its IEEE half as little-endian uint8 [N, 2]."""
+    return x.to(torch.float16).view(torch.uint8).view(-1, 2)
+
+
+def bytes_half(b: Tensor) -> Tensor:
+    """uint8 [N, 2] (a slice is fine) -> float32 [N, 1]."""
+    return b.contiguous().view(torch.float16).float()

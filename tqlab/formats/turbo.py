@@ -1,0 +1,103 @@
+"""turbo2, turbo3, turbo4 (the fork's KV blocks, byte for byte) and turbo4_lm (ours).
+
+A block is one vector of 128 values: norm, rotation, one codebook (spec formats 4).
+turbo4_lm keeps turbo4's layout without its unused rnorm field and takes the true Lloyd-Max table.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from .. import codebook as cb
+from .. import rotation as rot
+from ..packing import pack, unpack
+from .base import (
+    Format,
+    bucket,
+    bytes_half,
+    half_bytes,
+    lookup,
+    reciprocal,
+    serial_sum,
+    square_root,
+)
+
+_TINY = 1e-10
+
+
+@dataclass(frozen=True)
+class Turbo(Format):
+    """One rotation group of 128 values; `norm` carries the norm correction n / |codes|."""
+
+    bits: int = 0
+    table: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    header: int = 2  # bytes before the codes: the fp16 norm, and turbo4's unused rnorm
+
+    def _encode(self, blocks):
+        columns = blocks.T.contiguous()  # [128, N]
+        norm = square_root(serial_sum(columns * columns))
+        rotated = rot.rotate_columns(columns.mul_(reciprocal(norm, _TINY)), self.rotation)
+        index = bucket(rotated, self.thresholds)
+        out = torch.zeros(len(blocks), self.block_bytes, dtype=torch.uint8, device=blocks.device)
+        out[:, :2] = half_bytes(self._corrected(norm, index))
+        out[:, self.header :] = self._pack(index.to(torch.uint8)).T
+        return out
+
+    def _corrected(self, norm, index):
+        """Norm correction: decoded vectors keep the original length exactly (up to fp16)."""
+        codes = lookup(self.table, index)
+        length = square_root(serial_sum(codes.mul_(codes)))
+        return torch.where(length > _TINY, norm / length, norm)
+
+    def _pack(self, index):
+        if self.bits != 3:
+            return pack(index, self.bits)
+        return torch.cat([pack(index & 3, 2), pack(index >> 2, 1)])
+
+    def indices(self, b):
+        """Codebook indices: uint8 [..., blocks * block_bytes] -> uint8 [..., blocks * 128]."""
+        codes = b.reshape(-1, self.block_bytes)[:, self.header :].T.contiguous()
+        if self.bits == 3:
+            index = unpack(codes[:32], 2) | (unpack(codes[32:], 1) << 2)
+        else:
+            index = unpack(codes, self.bits)
+        return index.T.reshape(*b.shape[:-1], -1)
+
+    def _decode(self, blocks, out):
+        codes = blocks[:, self.header :]
+        if self.bits == 3:
+            signs = codes[:, 32:]
+            high = torch.stack([signs & 15, signs >> 4], 2).view(len(blocks), 32)
+            codes = codes[:, :32].int() | (high.int() << 8)
+        table = _decode_table(self.bits, self.table, blocks.device)
+        values = torch.nn.functional.embedding(codes.int(), table)
+        torch.mul(values.view(out.shape), bytes_half(blocks[:, :2]), out=out)
+
+
+@lru_cache(maxsize=16)
+def _decode_table(bits, table, device):
+    """All values one code byte holds, [256, 8 / bits]; turbo3: byte + sign nibble, [4096, 4]."""
+    c = torch.tensor(table, dtype=torch.float32)
+    if bits == 3:
+        byte = torch.arange(4096, dtype=torch.int32)
+        index = torch.stack([(byte >> 2 * j & 3) | (byte >> 8 + j & 1) << 2 for j in range(4)], 1)
+    else:
+        byte = torch.arange(256, dtype=torch.int32)
+        index = torch.stack([byte >> j & ((1 << bits) - 1) for j in range(0, 8, bits)], 1)
+    return c[index.long()].to(device)
+
+
+def _lloyd_max_128(bits):
+    """Lloyd-Max table and thresholds for unit vectors of 128 values: N(0, 1/128)."""
+    centroids, thresholds = (t / 128**0.5 for t in cb.lloyd_max(bits))
+    return tuple(centroids.tolist()), tuple(thresholds.tolist())
+
+
+_LM4, _LM4_THRESHOLDS = _lloyd_max_128(4)
+
+TURBO2 = Turbo("turbo2", 128, 34, "wht128", 42, 2, cb.TURBO2, cb.TURBO2_THRESHOLDS)
+TURBO3 = Turbo("turbo3", 128, 50, "wht128", 43, 3, cb.TURBO3, cb.TURBO3_THRESHOLDS)
+TURBO4 = Turbo("turbo4", 128, 68, "wht128", 44, 4, cb.TURBO4, cb.TURBO4_THRESHOLDS, header=4)
+TURBO4_LM = Turbo("turbo4_lm", 128, 66, "wht128", None, 4, _LM4, _LM4_THRESHOLDS)

@@ -1,0 +1,47 @@
+"""Models by GGUF general.architecture. To add one: a file here and a line in the registry."""
+
+import sys
+from pathlib import Path
+
+from .. import data
+from .. import device as devices
+from ..gguf_file import GGUFError, GGUFFile
+from ..tokenizer import Tokenizer
+from .base import Config, Decoder
+from .llama import Llama
+from .weights import Weights
+
+_REGISTRY = {"llama": Llama}
+
+
+def load_model(path_or_name: str | Path, device: str = "auto", weights: str = "auto") -> Decoder:
+    """Open a GGUF file, or a name `tqlab fetch` knows, ready to run.
+
+    `device` "auto" takes mps, cuda or cpu; `weights` is "packed" (as the file has them), "dense"
+    (float32) or "auto": packed on mps and cuda, dense on cpu. What was chosen is printed (stderr).
+    Raises: GGUFError (a ValueError) naming the file and what is wrong; FileNotFoundError.
+    """
+    chosen = devices.pick(device)
+    file = GGUFFile(path_or_name if Path(path_or_name).exists() else data.fetch(str(path_or_name)))
+    arch = file.need("general.architecture")
+    if arch not in _REGISTRY:
+        raise GGUFError(
+            f"{file.path}: architecture {arch!r} is not known; known: {', '.join(_REGISTRY)}"
+        )
+    mode = weights if weights != "auto" else ("dense" if chosen.type == "cpu" else "packed")
+    model = _REGISTRY[arch](Weights(file, chosen, mode))
+    model.tokenizer = Tokenizer.from_gguf(file)
+    print(_summary(model, auto=weights == "auto"), file=sys.stderr)
+    return model
+
+
+def _summary(model: Decoder, auto: bool) -> str:
+    kept = model._weights.kept_dense
+    note = f" (expanded to float32 on this device: {', '.join(sorted(kept))})" if kept else ""
+    return (
+        f"{model.config.name}: {model.config.architecture}, {devices.describe(model.device)}, "
+        f"{model.weights_mode} weights{' (auto)' if auto else ''}, {model.nbytes / 1e6:.0f} MB{note}"
+    )
+
+
+__all__ = ["Config", "Decoder", "load_model"]

@@ -1,0 +1,75 @@
+"""The llama architecture (Llama, SmolLM2): pre-norm, SwiGLU, interleaved rope (spec gemma4 7).
+
+GGUF converters permute the rows of q and k for interleaved rope; the file's order is used as it is.
+"""
+
+import torch
+from torch.nn.functional import silu
+
+from ..attention import attend
+from .base import Config, Decoder, Rope, rms_norm, rope_interleaved
+from .weights import Weights
+
+
+class Layer:
+    """One block's weights: q, k, v and gate, up share an input and one matrix each."""
+
+    def __init__(self, w: Weights, c: Config, i: int):
+        def name(part):
+            return f"blk.{i}.{part}.weight"
+
+        q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        self.splits = (q_dim, kv_dim, kv_dim)
+        self.attn_norm = w.vector(name("attn_norm"), c.n_embd)
+        qkv = [name(part) for part in ("attn_q", "attn_k", "attn_v")]
+        self.qkv = w.matrix(*qkv, rows=sum(self.splits), columns=c.n_embd)
+        self.out = w.matrix(name("attn_output"), rows=c.n_embd, columns=q_dim)
+        self.ffn_norm = w.vector(name("ffn_norm"), c.n_embd)
+        gate_up = [name("ffn_gate"), name("ffn_up")]
+        self.gate_up = w.matrix(*gate_up, rows=2 * c.n_ff, columns=c.n_embd)
+        self.down = w.matrix(name("ffn_down"), rows=c.n_embd, columns=c.n_ff)
+
+
+class Llama(Decoder):
+    """Llama-style decoder; tied head when the file has no output.weight."""
+
+    def __init__(self, weights: Weights):
+        c = Config.from_gguf(weights.file)
+        super().__init__(c, weights)
+        self.embed = weights.matrix("token_embd.weight", rows=c.n_vocab, columns=c.n_embd)
+        self.layers = [Layer(weights, c, i) for i in range(c.n_layers)]
+        self.out_norm = weights.vector("output_norm.weight", c.n_embd)
+        tied = not weights.has("output.weight")
+        self.unembed = (
+            self.embed
+            if tied
+            else weights.matrix("output.weight", rows=c.n_vocab, columns=c.n_embd)
+        )
+        n_rot = weights.file.get(f"{c.architecture}.rope.dimension_count", c.head_dim)
+        if n_rot != c.head_dim:
+            raise ValueError(
+                f"{weights.file.path}: rope over {n_rot} of {c.head_dim} dims is not read"
+            )
+        factors = "rope_freqs.weight"
+        factors = weights.vector(factors, n_rot // 2) if weights.has(factors) else None
+        self.rope = Rope(n_rot, c.rope_base, self.device, factors)
+
+    def hidden(self, ids, cache):
+        c, x = self.config, self.embed.rows(ids)
+        cos, sin = self.rope.tables(cache.offset, ids.shape[1])
+        for i, layer in enumerate(self.layers):
+            q, k, v = self._heads(layer, rms_norm(x, layer.attn_norm, c.rms_eps))
+            view = cache.update_and_fetch(i, rope_interleaved(k, cos, sin), v)
+            o = attend(rope_interleaved(q, cos, sin), view, c.head_dim**-0.5)
+            x = x + layer.out(o.transpose(1, 2).flatten(2))
+            gate, up = layer.gate_up(rms_norm(x, layer.ffn_norm, c.rms_eps)).chunk(2, -1)
+            x = x + layer.down(silu(gate) * up)
+        return rms_norm(x, self.out_norm, c.rms_eps)
+
+    def _heads(self, layer, x):
+        """[B, T, n_embd] -> q, k, v, each [B, heads, T, head_dim]."""
+        parts = torch.split(layer.qkv(x), layer.splits, -1)
+        return [p.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for p in parts]
+
+    def head(self, x):
+        return self.unembed(x)

@@ -16,8 +16,8 @@ def _mirrored(half: tuple[float, ...]) -> tuple[float, ...]:
 
 # Weight tables, for unit variance. TQ4 is the true 16-level Lloyd-Max set; TQ3 is not symmetric.
 TQ4 = _mirrored((0.128395, 0.388048, 0.656759, 0.942340, 1.256231, 1.618046, 2.069017, 2.732590))
-TQ4_THRESHOLDS = _mirrored((0.258222, 0.522404, 0.799550, 1.099286, 1.437139, 1.843532, 2.400804))
-TQ4_THRESHOLDS = TQ4_THRESHOLDS[:7] + (0.0,) + TQ4_THRESHOLDS[7:]
+_TQ4_T = (0.258222, 0.522404, 0.799550, 1.099286, 1.437139, 1.843532, 2.400804)
+TQ4_THRESHOLDS = (*_mirrored(_TQ4_T)[:7], 0.0, *_TQ4_T)
 TQ3 = (-1.996684, -1.291398, -0.740341, -0.247508, 0.230106, 0.725222, 1.277503, 1.988943)
 TQ3_THRESHOLDS = (-1.644041, -1.015870, -0.493925, -0.008701, 0.477664, 1.001363, 1.633223)
 
@@ -28,8 +28,8 @@ TURBO3 = _mirrored((0.021460, 0.065717, 0.117832, 0.190685))
 TURBO3_THRESHOLDS = (-0.154259, -0.091775, -0.043589, 0.0, 0.043589, 0.091775, 0.154259)
 # The fork's 4-bit table: the means of 16 equal-probability bins, not Lloyd-Max (twice the error).
 TURBO4 = _mirrored((0.006938, 0.020989, 0.035597, 0.051262, 0.068756, 0.089527, 0.117195, 0.173926))
-_T4 = (0.013963, 0.028293, 0.043430, 0.060009, 0.079142, 0.103361, 0.145560)
-TURBO4_THRESHOLDS = tuple(-v for v in reversed(_T4)) + (0.0,) + _T4
+_TURBO4_T = (0.013963, 0.028293, 0.043430, 0.060009, 0.079142, 0.103361, 0.145560)
+TURBO4_THRESHOLDS = (*_mirrored(_TURBO4_T)[:7], 0.0, *_TURBO4_T)
 
 
 def _phi(x: Tensor) -> Tensor:

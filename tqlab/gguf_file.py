@@ -8,6 +8,7 @@ import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -122,7 +123,7 @@ class GGUFFile:
 
 
 def dequantize(raw: Tensor, type_name: str) -> Tensor:
-    """Packed rows of any readable type -> float32, original domain (uint8 [..., bytes] -> [..., n])."""
+    """Packed rows of any readable type to float32: uint8 [..., bytes] -> [..., n]."""
     if type_name in formats.names():
         return formats.get(type_name).dequantize(raw)
     qtype = gguf.GGMLQuantizationType[type_name.upper()]
@@ -153,7 +154,7 @@ class _Reader:
             self.fail(f"a string before byte {self.file.tell()} is not UTF-8")
 
     def count(self, what: str, least_bytes: int) -> int:
-        """A count of things that take `least_bytes` each: refused when the file cannot hold them."""
+        """A count of things of at least `least_bytes`, refused when the file cannot hold them."""
         n = self.scalar("Q")
         if n * least_bytes > self.size - self.file.tell():
             self.fail(f"{what} {n} is more than a file of {self.size} bytes can hold")
@@ -219,7 +220,7 @@ def _place(file: GGUFFile, raw, data_start: int) -> dict[str, TensorInfo]:
         if nbytes > spans.get(offset, 0):
             raise GGUFError(
                 f"{file.path}: tensor {name!r} needs {nbytes} bytes at {data_start + offset}, "
-                f"but only {max(0, spans.get(offset, 0))} are there: the file is truncated or damaged"
+                f"but {max(0, spans.get(offset, 0))} are there: truncated or damaged"
             )
         tensors[name] = TensorInfo(name, shape, type_name, data_start + offset, nbytes)
     return tensors
@@ -227,8 +228,8 @@ def _place(file: GGUFFile, raw, data_start: int) -> dict[str, TensorInfo]:
 
 def _spans(file: GGUFFile, offsets: list[int], data_start: int) -> dict[int, int]:
     """Bytes from each offset to the next tensor, or to the end of the file."""
-    ends = sorted(set(offsets)) + [file._size - data_start]
-    return {a: b - a for a, b in zip(ends, ends[1:], strict=False)}
+    ends = [*sorted(set(offsets)), file._size - data_start]
+    return {a: b - a for a, b in pairwise(ends)}
 
 
 def _row_bytes(file: GGUFFile, name: str, type_name: str, n: int) -> int:
@@ -238,7 +239,7 @@ def _row_bytes(file: GGUFFile, name: str, type_name: str, n: int) -> int:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name.upper()]]
     if n % block:
         raise GGUFError(
-            f"{file.path}: tensor {name!r} has rows of {n} values; {type_name} needs a multiple of {block}"
+            f"{file.path}: tensor {name!r} has rows of {n} values; {type_name} packs {block}"
         )
     return n // block * size
 

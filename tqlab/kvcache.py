@@ -126,7 +126,7 @@ class KVCache:
         """Check that `n` more tokens fit, before any work starts."""
         if self.offset + n > self.max_tokens:
             raise ValueError(
-                f"the cache holds {self.max_tokens} tokens and has {self.offset}; {n} more do not fit"
+                f"{n} more tokens do not fit: the cache has {self.offset} of {self.max_tokens}"
             )
 
     def update_and_fetch(self, layer: int, k: Tensor, v: Tensor) -> View:

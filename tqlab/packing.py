@@ -10,7 +10,7 @@ from torch import Tensor
 def pack(index: Tensor, bits: int) -> Tensor:
     """Pack small integers into a little-endian bit stream.
 
-    Shapes: index uint8 [n, N], n * bits a multiple of 8 (24 for bits = 3) -> uint8 [n * bits / 8, N]
+    Shapes: index uint8 [n, N] -> uint8 [n * bits / 8, N], n * bits whole bytes (bits 3: 3 bytes)
     Units: `bits` in {1, 2, 3, 4, 8}; value j occupies bits j*bits .. of its column's stream.
     Source: spec formats 3.1 and 4.1 (nibbles, crumbs, sign bits, 3-byte groups).
     """

@@ -44,7 +44,7 @@ def butterflies(x: Tensor) -> Tensor:
     """Unnormalised Hadamard transform along axis 0, natural (Sylvester) order, not in place.
 
     Shapes: [n, N], n a power of two -> [n, N]
-    Error: bit-identical to the scalar loop h = 1, 2, 4, ... with (a, b) -> (a + b, a - b) in float32.
+    Error: bit-identical to the scalar loop h = 1, 2, 4, ... of (a, b) -> (a + b, a - b).
     Raises: ValueError when n is not a power of two.
     """
     n, cols = x.shape
@@ -64,7 +64,7 @@ def butterflies(x: Tensor) -> Tensor:
 
 
 def rotate_columns(x: Tensor, rotation: str) -> Tensor:
-    """Forward rotation of columns: [group, N] -> [group, N] float32, bit-exact to the fork's CPU."""
+    """Forward rotation of columns [group, N], float32, bit-exact to the fork's CPU."""
     before, after = _signs(rotation, x.device)
     return butterflies(x * before).mul_(after)
 

@@ -75,7 +75,7 @@ class Tokenizer:
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def chat(self, messages: list[dict], thinking: bool = False) -> str:
-        """The prompt for `messages` ([{"role": ..., "content": ...}]), ready for the model's answer.
+        """The prompt for [{"role": ..., "content": ...}, ...], ready for the model's answer.
 
         Raises: ValueError when the file has no template, or the template fails.
         """

@@ -112,7 +112,7 @@ def reciprocal(d: Tensor, floor: float = 0.0) -> Tensor:
 
 
 def square_root(x: Tensor) -> Tensor:
-    """Correctly rounded float32 square root (torch's own CPU one is off by an ulp, e.g. for 522)."""
+    """Correctly rounded float32 square root: torch's own on a CPU is off by an ulp at 522."""
     return x.sqrt() if x.device.type == "mps" else x.double().sqrt().float()
 
 

@@ -38,9 +38,10 @@ def load_model(path_or_name: str | Path, device: str = "auto", weights: str = "a
 def _summary(model: Decoder, auto: bool) -> str:
     kept = model._weights.kept_dense
     note = f" (expanded to float32 on this device: {', '.join(sorted(kept))})" if kept else ""
+    weights = f"{model.weights_mode} weights{' (auto)' if auto else ''}"
     return (
         f"{model.config.name}: {model.config.architecture}, {devices.describe(model.device)}, "
-        f"{model.weights_mode} weights{' (auto)' if auto else ''}, {model.nbytes / 1e6:.0f} MB{note}"
+        f"{weights}, {model.nbytes / 1e6:.0f} MB{note}"
     )
 
 

@@ -126,7 +126,7 @@ class Decoder:
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def hidden(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """One chunk through all layers: int64 [B, T] -> float32 [B, T, n_embd], final norm applied."""
+        """One chunk through all layers and the final norm: int64 [B, T] -> [B, T, n_embd]."""
         raise NotImplementedError
 
     def head(self, x: Tensor) -> Tensor:
@@ -138,11 +138,9 @@ class Decoder:
             raise ValueError(
                 f"ids must be int64 [B, T] with T > 0, got {ids.dtype} {list(ids.shape)}"
             )
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.n_vocab:
-            raise ValueError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.n_vocab}"
-            )
+        worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        if not 0 <= worst < self.config.n_vocab:
+            raise ValueError(f"token id {worst} is outside the vocabulary of {self.config.n_vocab}")
         return ids.long().to(self.device)
 
 

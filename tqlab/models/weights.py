@@ -92,9 +92,14 @@ class Weights:
         """Whether the file has a tensor of that name."""
         return name in self.file.tensors
 
-    def vector(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A small float32 tensor (norms, biases)."""
-        value = self._checked(name, shape).to(self.device)
+    def vector(self, name: str, size: int) -> Tensor:
+        """A float32 vector (norms, biases): [size]."""
+        found = self.file.info(name).shape
+        if found != (size,):
+            raise ValueError(
+                f"{self.file.path}: tensor {name!r} has shape {found}, expected ({size},)"
+            )
+        value = self.file.dequantize(name).to(self.device)
         self.nbytes += value.nbytes
         return value
 
@@ -124,14 +129,3 @@ class Weights:
             self.kept_dense.add(type_name)  # gguf's dequantisers run on the CPU only
             return Dense(self.file.dequantize(name).to(self.device))
         return Packed(self.file.raw(name).to(self.device), type_name)
-
-    def vector(self, name: str, size: int) -> Tensor:
-        """A float32 vector (norms, biases): [size]."""
-        found = self.file.info(name).shape
-        if found != (size,):
-            raise ValueError(
-                f"{self.file.path}: tensor {name!r} has shape {found}, expected ({size},)"
-            )
-        value = self.file.dequantize(name).to(self.device)
-        self.nbytes += value.nbytes
-        return value

@@ -2,6 +2,7 @@
 # make sweep      perplexity of a real model under every KV-cache format
 # make test       everything the gate runs
 # make lab        the notebooks
+# make notebooks  run them all and store their outputs
 # PYTHON=python3.12 picks the interpreter, MODEL=name the model.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DEPS := pyproject.toml setup.py constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: venv sweep test lint lab
+.PHONY: venv sweep test lint lab notebooks
 
 venv: .venv/.installed
 
@@ -20,6 +21,11 @@ sweep: .venv/.installed
 
 lab: .venv/.installed
 	$(BIN)/jupyter lab notebooks
+
+# Widget and progress cells carry metadata keep_output: false, so their outputs go.
+notebooks: .venv/.installed-test
+	$(BIN)/jupyter execute --inplace $(NOTEBOOKS)
+	$(BIN)/nbstripout --keep-output --keep-count $(NOTEBOOKS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -278,7 +278,10 @@ _RULER = re.compile(r"\s*[-+*=~^\"]{3,}\s*")
 
 def pydoc_text() -> str:
     """The English reference text inside the running CPython, without its rulers, as plain text."""
-    from pydoc_data.topics import topics
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some slimmed-down Pythons leave it out
+        raise FileNotFoundError(f"this Python ships no {PYDOC_TOPICS}: give a file") from None
 
     lines = "\n\n".join(topics[key] for key in sorted(topics)).splitlines()
     kept = "\n".join(line.rstrip() for line in lines if not _RULER.fullmatch(line))

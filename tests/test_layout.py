@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports only modules of its own line or of the lines above it.
 LAYERS = [
-    "device",
+    "device progress",
     "metal",
     "ops",
     "packing rotation codebook",

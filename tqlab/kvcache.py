@@ -1,12 +1,13 @@
 """The KV cache: packed bytes for K and V, whatever the format, layer by layer.
 
 Two independent choices compose. *Storage* (`PackedHeads`) is how a head's values become bytes: any
-format name, separately for K and V. *Retention* (`FullLayer`) is which tokens a layer keeps.
-Reading never undoes the rotation: a view yields tiles in the rotated domain, and attention rotates
-the query once and the output once.
+format name, separately for K and V. *Retention* (`FullLayer`, `SlidingLayer`, `SharedLayer`) is
+which tokens a layer keeps. Reading never undoes the rotation: a view yields tiles in the rotated
+domain, and attention rotates the query once and the output once.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,16 @@ from .rotation import group_size
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one layer stores: the number of KV heads and the values in each."""
+    """What one layer stores: KV heads, the values in each, and which tokens.
+
+    `window`: keys a query sees, its own included (None: all of them). `donor`: the earlier layer
+    whose keys and values this one reads instead of storing its own (None: it has its own).
+    """
 
     n_kv_heads: int
     head_dim: int
+    window: int | None = None
+    donor: int | None = None
 
 
 class PackedHeads:
@@ -44,14 +51,24 @@ class PackedHeads:
         """Bytes really held."""
         return self.data.untyped_storage().nbytes()
 
+    def pack(self, x: Tensor) -> Tensor:
+        """float [B, H_kv, T, D] -> uint8 [B, H_kv, T, head_bytes], not stored yet."""
+        padded = torch.nn.functional.pad(x, (0, self.padded_dim - self.head_dim))
+        return self.format.quantize(padded)
+
     def write(self, start: int, x: Tensor) -> None:
         """Pack x, float [B, H_kv, T, D], into slots start .. start + T."""
-        padded = torch.nn.functional.pad(x, (0, self.padded_dim - self.head_dim))
-        self.data[:, :, start : start + x.shape[2]] = self.format.quantize(padded)
+        self.data[:, :, start : start + x.shape[2]] = self.pack(x)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Slots start .. stop, float32 [B, H_kv, stop - start, padded D], rotated domain."""
         return self.format.dequantize(self.data[:, :, start:stop], rotated=True)
+
+    def holding(self, data: Tensor) -> "PackedHeads":
+        """The same layout over other bytes: uint8 [B, H_kv, any, head_bytes]."""
+        other = copy.copy(self)
+        other.data = data
+        return other
 
 
 def padded_head_dim(fmt: formats.Format, head_dim: int) -> int:
@@ -74,14 +91,21 @@ def padded_head_dim(fmt: formats.Format, head_dim: int) -> int:
 
 @dataclass(frozen=True)
 class View:
-    """The tokens a layer's queries may see in this step: slots 0 .. n hold positions 0 .. n."""
+    """The tokens a layer's queries may see in this step: slots 0 .. n hold consecutive positions.
+
+    Fields: first (position of slot 0); window (a query sees this many keys, itself included; None:
+    all before it); pads (positions before pads[b] are padding in row b; None: no padding).
+    """
 
     k: PackedHeads
     v: PackedHeads
     n: int
+    first: int = 0
+    window: int | None = None
+    pads: Tensor | None = None
 
     def tiles(self, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield (k, v, first position): float32 [B, H_kv, <= size, padded D], rotated domain."""
+        """Yield (k, v, first slot): float32 [B, H_kv, <= size, padded D], rotated domain."""
         for start in range(0, self.n, size):
             stop = min(start + size, self.n)
             yield self.k.read(start, stop), self.v.read(start, stop), start
@@ -93,17 +117,77 @@ class FullLayer:
     def __init__(self, shape: LayerShape, k: str, v: str, batch: int, max_tokens: int, device):
         self.k = PackedHeads(k, batch, shape, max_tokens, device)
         self.v = PackedHeads(v, batch, shape, max_tokens, device)
+        self._end = 0
 
-    def update(self, k: Tensor, v: Tensor, offset: int) -> View:
+    def update(self, k: Tensor, v: Tensor, offset: int, pads: Tensor | None = None) -> View:
+        """Store a step's tokens, the first at position `offset`; nothing older changes."""
         self.k.write(offset, k)
         self.v.write(offset, v)
-        return View(self.k, self.v, offset + k.shape[2])
+        self._end = offset + k.shape[2]
+        return self.view(pads)
+
+    def view(self, pads: Tensor | None = None) -> View:
+        """What this step's queries may see."""
+        return View(self.k, self.v, self._end, pads=pads)
+
+    def commit(self) -> None:
+        """End the step."""
+
+
+class SlidingLayer:
+    """Retention: a ring of the last `window` tokens, slot = position modulo window.
+
+    A step's tokens wait beside the ring until `commit`: its first query still needs window - 1
+    older keys, layers that share this one read the same view later in the step, and a step that is
+    interrupted leaves the ring as it was.
+    """
+
+    def __init__(self, shape: LayerShape, k: str, v: str, batch: int, max_tokens: int, device):
+        self.window, slots = shape.window, min(shape.window, max_tokens)
+        self.k = PackedHeads(k, batch, shape, slots, device)
+        self.v = PackedHeads(v, batch, shape, slots, device)
+        self._step = None
+
+    def update(self, k: Tensor, v: Tensor, offset: int, pads: Tensor | None = None) -> View:
+        """Pack a step's tokens, the first at position `offset`; the ring does not change yet."""
+        self._step = (self.k.pack(k), self.v.pack(v), offset)
+        return self.view(pads)
+
+    def view(self, pads: Tensor | None = None) -> View:
+        """The ring's tokens in order of position, then the step's."""
+        k, v, offset = self._step
+        older = torch.arange(max(0, offset - self.window + 1), offset) % self.k.data.shape[2]
+        older = older.to(k.device)
+        k, v = (torch.cat([p.data[:, :, older], new], 2) for p, new in ((self.k, k), (self.v, v)))
+        first = offset - len(older)
+        return View(self.k.holding(k), self.v.holding(v), k.shape[2], first, self.window, pads)
+
+    def commit(self) -> None:
+        """End the step: its last tokens take the places of the oldest."""
+        k, v, offset = self._step
+        kept = min(k.shape[2], self.window)
+        newest = torch.arange(offset + k.shape[2] - kept, offset + k.shape[2])
+        slots = (newest % self.k.data.shape[2]).to(k.device)
+        self.k.data[:, :, slots], self.v.data[:, :, slots] = k[:, :, -kept:], v[:, :, -kept:]
+        self._step = None
+
+
+class SharedLayer:
+    """Retention: nothing is stored; queries see what the donor's queries saw in the same step."""
+
+    def __init__(self, donor: FullLayer | SlidingLayer):
+        self.view = donor.view
+
+    def commit(self) -> None:
+        """End the step."""
 
 
 class KVCache:
     """One retention object a layer, and the number of tokens already inside.
 
-    Fields: k_format, v_format, max_tokens, offset (tokens held).
+    Rows of a batch share their positions; shorter prompts are padded on the left, `pads` tokens a
+    row, which no query of that row sees.
+    Fields: k_format, v_format, max_tokens, offset (tokens held), pads (int64 [B] or None).
     Raises: ValueError for an unknown format, an unfit head, or more tokens than max_tokens.
     """
 
@@ -115,12 +199,24 @@ class KVCache:
         max_tokens: int = 4096,
         batch: int = 1,
         device="cpu",
+        pads: Sequence[int] | None = None,
     ):
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, not {max_tokens}")
+        if pads is not None and (len(pads) != batch or not all(0 <= p < max_tokens for p in pads)):
+            raise ValueError(f"pads {list(pads)}: {batch} counts below {max_tokens} are wanted")
         self.k_format, self.v_format, self.max_tokens = k, v, max_tokens
         self.shapes, self.batch, self.offset = shapes, batch, 0
-        self.layers = [FullLayer(s, k, v, batch, max_tokens, device) for s in shapes]
+        self.pads = torch.tensor(pads, device=device) if pads and any(pads) else None
+        self.layers = []
+        for shape in shapes:
+            self.layers.append(self._layer(shape, device))
+
+    def _layer(self, shape: LayerShape, device):
+        if shape.donor is not None:
+            return SharedLayer(self.layers[shape.donor])
+        kind = FullLayer if shape.window is None else SlidingLayer
+        return kind(shape, self.k_format, self.v_format, self.batch, self.max_tokens, device)
 
     def reserve(self, n: int) -> None:
         """Check that `n` more tokens fit, before any work starts."""
@@ -132,10 +228,16 @@ class KVCache:
     def update_and_fetch(self, layer: int, k: Tensor, v: Tensor) -> View:
         """Pack this step's k and v, float [B, H_kv, T, D], and return what queries may see."""
         self.reserve(k.shape[2])
-        return self.layers[layer].update(k, v, self.offset)
+        return self.layers[layer].update(k, v, self.offset, self.pads)
+
+    def fetch(self, layer: int) -> View:
+        """What the queries of a shared layer may see: its donor must have had its update."""
+        return self.layers[layer].view(self.pads)
 
     def advance(self, n: int) -> None:
         """End a step of `n` tokens: the next one starts behind them."""
+        for layer in self.layers:
+            layer.commit()
         self.offset += n
 
     def reset(self) -> None:
@@ -149,13 +251,17 @@ class KVCache:
 
     @property
     def k_nbytes(self) -> int:
-        return sum(layer.k.nbytes for layer in self.layers)
+        return sum(layer.k.nbytes for layer in self._stored())
 
     @property
     def v_nbytes(self) -> int:
-        return sum(layer.v.nbytes for layer in self.layers)
+        return sum(layer.v.nbytes for layer in self._stored())
 
     def stored_bits(self) -> tuple[float, float]:
         """Measured bits per value of K and of V: storage bytes over the values it has room for."""
-        values = self.batch * self.max_tokens * sum(s.n_kv_heads * s.head_dim for s in self.shapes)
+        rows = [(layer.k.data.shape[:3].numel(), layer.k.head_dim) for layer in self._stored()]
+        values = sum(n * dim for n, dim in rows)
         return 8 * self.k_nbytes / values, 8 * self.v_nbytes / values
+
+    def _stored(self) -> list[FullLayer | SlidingLayer]:
+        return [layer for layer in self.layers if not isinstance(layer, SharedLayer)]

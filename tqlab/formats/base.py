@@ -163,6 +163,6 @@ def bytes_half(b: Tensor) -> Tensor:
 
 
 def reinterpret(b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes read as `dtype`: uint8 [..., n] -> [..., n / itemsize]; an unaligned slice is copied."""
+    """Bytes as `dtype`: uint8 [..., n] -> [..., n / itemsize]; an unaligned slice is copied."""
     b = b.contiguous()
     return (b.clone() if b.storage_offset() % dtype.itemsize else b).view(dtype)

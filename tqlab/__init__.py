@@ -3,8 +3,31 @@
 The public interface is what is named here; notebooks and the command line use nothing else.
 """
 
-from . import data, device, formats
-from .models import load_model
+import importlib
 
 __version__ = "0.1.0"
-__all__ = ["data", "device", "formats", "load_model"]
+
+from . import codebook, data, device, formats, rotation
+from .metrics import Perplexity, perplexity
+from .models import load_model
+from .sweep import sweep
+
+# Loaded at first use: matplotlib and ipywidgets take a second, and the command line needs neither.
+_LAZY = ("measure", "plots", "widgets")
+__all__ = [
+    "Perplexity",
+    "codebook",
+    "data",
+    "device",
+    "formats",
+    "load_model",
+    "perplexity",
+    "rotation",
+    "sweep",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'tqlab' has no attribute {name!r}")

@@ -1,0 +1,7 @@
+"""`python -m tqlab` is the `tqlab` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

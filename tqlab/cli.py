@@ -1,0 +1,179 @@
+"""The `tqlab` command: one function a subcommand, one table of them at the end.
+
+With --json exactly one JSON object goes to stdout; errors are one line on stderr, exit status 2.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from . import __version__, data, device, formats, tables
+from .metrics import perplexity
+from .models import load_model
+from .sweep import DEFAULT_PAIRS, check_pair, sweep
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        result = args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"tqlab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tqlab: interrupted", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+def doctor(args) -> dict:
+    """Versions, devices, shaders, cached models."""
+    home = data.data_dir()
+    models = sorted((home / "models").glob("*.gguf"))
+    report = {
+        "tqlab": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "devices": {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()},
+        "auto_device": device.pick("auto").type,
+        "data": str(home),
+        "models": {p.name: p.stat().st_size for p in models},
+        "reference_cache_bytes": _folder_size(home / "cache"),
+    }
+    _say(args, "\n".join(f"{key:>22}  {value}" for key, value in report.items()))
+    return report
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def fetch(args) -> dict:
+    """Download a model or text, once."""
+    path = data.fetch(args.name)
+    _say(args, str(path))
+    return {"name": args.name, "path": str(path)}
+
+
+def ppl(args) -> dict:
+    """Perplexity of a text through one K/V cache."""
+    model, tokens, text = _model_and_tokens(args)
+    reference = _pair(args.reference) if args.reference else None
+    result = perplexity(model, tokens, args.ctx, args.chunks, args.ctk, args.ctv, reference)
+    row = {"model": args.model, "text": text.name, "k": args.ctk, "v": args.ctv, "ctx": args.ctx}
+    row |= asdict(result) | {"bits": (result.k_bits + result.v_bits) / 2}
+    _say(args, tables.sweep_table([row]))
+    return row
+
+
+def run_sweep(args) -> dict:
+    """Perplexity and KL of many K/V pairs: a table, JSON Lines and a figure."""
+    pairs = [_pair(p) for p in args.pairs.split(",")] if args.pairs else list(DEFAULT_PAIRS)
+    out = Path(args.out)
+    model, tokens, text = _model_and_tokens(args)
+    rows = sweep(model, tokens, pairs, args.ctx, args.chunks, out, text=text)
+    _say(args, tables.sweep_table(rows))
+    figure = out.with_suffix(".png")
+    _draw(rows, figure)
+    _say(args, f"\nrows: {out}\nfigure: {figure}")
+    return {"rows": rows, "out": str(out), "figure": str(figure)}
+
+
+def _draw(rows: list[dict], path: Path) -> None:
+    from . import plots  # matplotlib takes a second to load
+
+    plots.kld_against_bits(rows).savefig(path, dpi=150)
+
+
+def _model_and_tokens(args):
+    """Everything is checked before the model is loaded: formats, then the text."""
+    for name in (getattr(args, "ctk", None), getattr(args, "ctv", None)):
+        if name is not None:
+            formats.get(name)
+    text = data.load_text(args.text)
+    model = load_model(args.model, args.device, args.weights)
+    return model, model.tokenizer.encode(text.text), text
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """ "k/v" -> (k, v). Raises ValueError for anything else."""
+    return check_pair(tuple(text.strip().split("/")))
+
+
+def _say(args, text: str) -> None:
+    if not args.json:
+        print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tqlab", description="Understand, measure and trust TurboQuant."
+    )
+    parser.add_argument("--version", action="version", version=f"tqlab {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (function, add_arguments) in _COMMANDS.items():
+        summary = function.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(run=function)
+        command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        add_arguments(command)
+    return parser
+
+
+def _no_arguments(p) -> None:
+    pass
+
+
+def _fetch_arguments(p) -> None:
+    p.add_argument("name", metavar="NAME", help="a known name, hf://owner/repo[/file.gguf]")
+
+
+def _model_arguments(p) -> None:
+    p.add_argument("model", metavar="MODEL", help="a GGUF file or a fetched name, e.g. smollm2")
+    p.add_argument("--device", default="auto", help="auto, mps, cuda or cpu (default: auto)")
+    p.add_argument("--weights", default="auto", help="auto, packed or dense (default: auto)")
+
+
+def _cache_arguments(p, default: str) -> None:
+    help_text = f"%s format: {', '.join(formats.names())} (default: {default})"
+    p.add_argument("-ctk", default=default, metavar="FORMAT", help=help_text % "K")
+    p.add_argument("-ctv", default=default, metavar="FORMAT", help=help_text % "V")
+
+
+def _text_arguments(p) -> None:
+    _model_arguments(p)
+    p.add_argument("--text", default=data.PYDOC_TOPICS, help="a UTF-8 file or a known text")
+    p.add_argument("--ctx", type=int, default=512, help="tokens a chunk (default: 512)")
+    p.add_argument("--chunks", type=int, default=8, help="number of chunks (default: 8)")
+
+
+def _ppl_arguments(p) -> None:
+    _text_arguments(p)
+    _cache_arguments(p, "f16")
+    p.add_argument(
+        "--reference", metavar="K/V", help="pair to take KL divergence from, e.g. f16/f16"
+    )
+
+
+def _sweep_arguments(p) -> None:
+    _text_arguments(p)
+    default = ",".join("/".join(pair) for pair in DEFAULT_PAIRS)
+    p.add_argument("--pairs", metavar="K/V,...", help=f"default: {default}")
+    p.add_argument("--out", default="results.jsonl", help="JSON Lines, appended and resumed")
+
+
+_COMMANDS = {
+    "doctor": (doctor, _no_arguments),
+    "fetch": (fetch, _fetch_arguments),
+    "ppl": (ppl, _ppl_arguments),
+    "sweep": (run_sweep, _sweep_arguments),
+}

@@ -1,0 +1,293 @@
+"""Perplexity, and KL divergence from a reference cache: llama-perplexity's protocol to the letter.
+
+The text is cut into consecutive chunks of `ctx` tokens, BOS takes the first place where the
+vocabulary asks for it, and positions ctx/2 .. ctx-2 score the token that follows. Every chunk goes
+through the quantised cache: a token's own K and V are read back from it too (spec api, Python).
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import data, formats
+from .models import Decoder
+
+HEAD_ROWS = 64  # rows of logits computed at once: [64, vocab] float32
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Result of `perplexity`; KL fields are None without a reference.
+
+    Units: nll and kld in nats a token; ppl = exp(nll); dp_rms and same_top are fractions; cache
+    sizes are measured bytes; k_bits and v_bits are stored bits per value, padding included.
+    """
+
+    ppl: float
+    ppl_se: float
+    nll: float
+    n_tokens: int
+    kld_mean: float | None
+    kld_se: float | None
+    kld_p99: float | None
+    kld_max: float | None
+    same_top: float | None
+    dp_rms: float | None
+    seconds: float
+    cache_nbytes: int
+    k_bits: float
+    v_bits: float
+
+
+def perplexity(
+    model: Decoder,
+    tokens,
+    ctx: int = 512,
+    chunks: int | None = None,
+    k: str = "f16",
+    v: str = "f16",
+    reference: tuple[str, str] | None = None,
+    on_chunk: Callable[[str], None] | None = None,
+) -> Perplexity:
+    """Perplexity of `tokens` through a k/v cache, and its KL divergence from a reference cache.
+
+    Shapes: tokens: ints, list or 1-D tensor, of the whole text (BOS included where asked)
+    `chunks` limits the number of chunks (None: all); `on_chunk` hears about progress.
+    Error: standard errors over tokens; ppl_se by the delta method.
+    Raises: ValueError for a text shorter than a chunk, a context the model lacks, unknown formats.
+    """
+    pieces = cut(tokens, ctx, chunks, model)
+    cache = model.new_cache(k, v, max_tokens=ctx)
+    store = None if reference is None else ReferenceLog(model, pieces, reference)
+    if store is not None and (k, v) != store.pair:
+        store.complete(on_chunk)
+    start, scores = time.perf_counter(), []
+    for i, piece in enumerate(pieces):
+        if on_chunk:
+            on_chunk(f"{k}/{v}  chunk {i + 1}/{len(pieces)}")
+        scores.append(_score(model, piece, cache, store, i))
+    return _summary(scores, time.perf_counter() - start, cache)
+
+
+def cut(tokens, ctx: int, chunks: int | None, model: Decoder) -> Tensor:
+    """The chunks to score: int64 [n, ctx], BOS in front where the vocabulary asks for it."""
+    tokens = torch.as_tensor(tokens).long().flatten()
+    if ctx < 4 or ctx % 2:
+        raise ValueError(f"ctx must be an even number of at least 4 tokens, not {ctx}")
+    if ctx > model.config.context_length:
+        raise ValueError(
+            f"ctx {ctx} exceeds the context of {model.config.name}: {model.config.context_length}"
+        )
+    available = len(tokens) // ctx
+    if available == 0:
+        raise ValueError(f"the text has {len(tokens)} tokens; one chunk needs {ctx}: lower ctx")
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"chunks must be at least 1, not {chunks}")
+    n = available if chunks is None else min(chunks, available)
+    pieces = tokens[: n * ctx].view(n, ctx).clone()
+    if model.tokenizer is not None and model.tokenizer.adds_bos:
+        pieces[:, 0] = model.tokenizer.bos_id
+    return pieces
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Per-token results of one chunk, float32 [ctx/2 - 1]; KL parts None without a reference."""
+
+    nll: Tensor
+    kld: Tensor | None = None
+    same_top: Tensor | None = None
+    dp: Tensor | None = None
+
+
+def _logit_rows(model: Decoder, piece: Tensor, cache) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Run a chunk through the cache; yield (rows, logits, targets) a few rows at a time."""
+    cache.reset()
+    first = len(piece) // 2
+    x = model.run(piece[None], cache)[0, first:-1]
+    targets = piece[first + 1 :].to(x.device)
+    for start in range(0, len(x), HEAD_ROWS):
+        rows = slice(start, min(start + HEAD_ROWS, len(x)))
+        yield rows, model.head(x[rows]), targets[rows]
+
+
+@torch.inference_mode()
+def _score(model: Decoder, piece: Tensor, cache, store: "ReferenceLog | None", i: int) -> _Scores:
+    if store is None:
+        rows = _logit_rows(model, piece, cache)
+        return _Scores(torch.cat([_nll(logits, targets)[0] for _, logits, targets in rows]).cpu())
+    stored = store.load(i) if store.has(i) else None  # None: this very pair is the reference
+    written, parts = [], []
+    for rows, logits, targets in _logit_rows(model, piece, cache):
+        part = _encode(logits, targets) if stored is None else _slice(stored, rows, logits.device)
+        written.append(part)
+        parts.append(_compare(logits, targets, part))
+    if stored is None:
+        store.save(i, written)
+    return _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _slice(stored: dict[str, np.ndarray], rows: slice, device) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(a[rows]).to(device) for name, a in stored.items()}
+
+
+def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the targets and the log-normaliser, both [rows]."""
+    norm = logits.logsumexp(-1)
+    return norm - logits.gather(1, targets[:, None])[:, 0], norm
+
+
+def _compare(logits: Tensor, targets: Tensor, part: dict[str, Tensor]):
+    """(nll, kld, same_top, dp) of some rows against the reference's."""
+    nll, norm = _nll(logits, targets)
+    log_p = _decode(part["codes"], part["high"], part["step"])
+    p = log_p.exp()
+    mass = p.sum(-1)  # 1 up to the 16-bit rounding: divided out, so that KL cannot go negative
+    kld = (p * log_p.sub_(logits)).sum(-1) / mass - mass.log() + norm
+    same = logits.argmax(-1) == part["top"]
+    return nll, kld, same.float(), (-nll).exp() - (-part["nll"]).exp()
+
+
+def _encode(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """What a reference row keeps: log-probabilities in 16 bits, linear over the row's own range."""
+    nll, norm = _nll(logits, targets)
+    high, low = logits.amax(-1), logits.amin(-1)
+    step = ((high - low) / 65535).clamp(min=1e-12)
+    codes = ((high[:, None] - logits) / step[:, None]).round() - 32768
+    top = logits.argmax(-1)
+    return {
+        "codes": codes.to(torch.int16),
+        "high": high - norm,
+        "step": step,
+        "nll": nll,
+        "top": top,
+    }
+
+
+def _decode(codes: Tensor, high: Tensor, step: Tensor) -> Tensor:
+    return high[:, None] - (codes.float() + 32768) * step[:, None]
+
+
+class ReferenceLog:
+    """Log-probabilities of the reference cache on disk, a file a chunk: RAM does not grow.
+
+    Lives under data/cache/reference/<key>/; the key hashes everything the numbers depend on, so an
+    interrupted or repeated run finds its chunks again.
+    """
+
+    def __init__(self, model: Decoder, pieces: Tensor, pair: tuple[str, str]):
+        self.model, self.pieces, self.pair = model, pieces, tuple(pair)
+        for name in self.pair:
+            formats.get(name)
+        identity = [
+            model_sha256(model),
+            tokens_sha256(pieces),
+            list(pieces.shape),
+            *self.pair,
+            model.weights_mode,
+            model.device.type,
+            torch.__version__,
+        ]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        self.folder = data.data_dir() / "cache" / "reference" / key
+
+    def _path(self, i: int) -> Path:
+        return self.folder / f"{i:05d}.npz"
+
+    def has(self, i: int) -> bool:
+        """Whether chunk `i` is on disk."""
+        return self._path(i).is_file()
+
+    @torch.inference_mode()
+    def complete(self, on_chunk=None) -> None:
+        """Compute whatever is missing."""
+        missing = [i for i in range(len(self.pieces)) if not self.has(i)]
+        if not missing:
+            return
+        cache = self.model.new_cache(*self.pair, max_tokens=self.pieces.shape[1])
+        for i in missing:
+            if on_chunk:
+                on_chunk(f"reference {'/'.join(self.pair)}  chunk {i + 1}/{len(self.pieces)}")
+            rows = _logit_rows(self.model, self.pieces[i], cache)
+            self.save(i, [_encode(logits, targets) for _, logits, targets in rows])
+
+    def save(self, i: int, parts: list[dict[str, Tensor]]) -> None:
+        """Write chunk `i` down, atomically."""
+        columns = {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in parts[0]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+            try:
+                np.savez(file, **columns)
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+        Path(file.name).replace(self._path(i))
+
+    def load(self, i: int) -> dict[str, np.ndarray]:
+        """Chunk `i`: codes int16 [n, vocab]; high, step, nll float32 [n]; top int64 [n]."""
+        with np.load(self._path(i), allow_pickle=False) as file:
+            return dict(file)
+
+
+def model_sha256(model: Decoder) -> str:
+    """Hash of the model's file (computed once a model)."""
+    if not hasattr(model, "_sha256"):
+        model._sha256 = data.file_sha256(model.path)
+    return model._sha256
+
+
+def tokens_sha256(tokens) -> str:
+    """Hash of token ids, as little-endian int32."""
+    ids = torch.as_tensor(tokens).flatten().to(torch.int32).numpy()
+    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+def _summary(scores: list[_Scores], seconds: float, cache) -> Perplexity:
+    nll = torch.cat([s.nll for s in scores]).double()
+    mean, se = _mean_se(nll)
+    k_bits, v_bits = cache.stored_bits()
+    kl = _kl_fields(scores) if scores[0].kld is not None else dict.fromkeys(_KL_FIELDS)
+    ppl = math.exp(mean) if mean < 700 else math.inf
+    return Perplexity(
+        ppl=ppl,
+        ppl_se=ppl * se,
+        nll=mean,
+        n_tokens=len(nll),
+        seconds=seconds,
+        cache_nbytes=cache.nbytes,
+        k_bits=k_bits,
+        v_bits=v_bits,
+        **kl,
+    )
+
+
+_KL_FIELDS = ("kld_mean", "kld_se", "kld_p99", "kld_max", "same_top", "dp_rms")
+
+
+def _kl_fields(scores: list[_Scores]) -> dict[str, float]:
+    kld = torch.cat([s.kld for s in scores]).double()
+    dp = torch.cat([s.dp for s in scores]).double()
+    mean, se = _mean_se(kld)
+    return {
+        "kld_mean": mean,
+        "kld_se": se,
+        "kld_p99": float(kld.quantile(0.99)),
+        "kld_max": float(kld.max()),
+        "same_top": float(torch.cat([s.same_top for s in scores]).mean()),
+        "dp_rms": float(dp.square().mean().sqrt()),
+    }
+
+
+def _mean_se(x: Tensor) -> tuple[float, float]:
+    """Mean and its standard error over tokens, as llama-perplexity computes it."""
+    variance = float(x.var(correction=0)) if len(x) > 1 else 0.0
+    return float(x.mean()), math.sqrt(variance / max(1, len(x) - 1))

@@ -25,13 +25,7 @@ class Span:
 
 def is_tensor(value: Any) -> bool:
     """A torch tensor or a numpy array, told without importing either."""
-    return hasattr(value, "data_ptr") or (
-        hasattr(value, "__array_interface__") and _has_axes(value)
-    )
-
-
-def _has_axes(value: Any) -> bool:
-    return type(value).__name__ == "ndarray"
+    return hasattr(value, "data_ptr") or type(value).__name__ == "ndarray"
 
 
 def span_of(value: Any) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import json
 import mmap
@@ -137,10 +138,8 @@ class Worker:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()  # type: ignore[union-attr]
-                except BrokenPipeError:
-                    pass
 
 
 _worker: Worker | None = None

@@ -16,6 +16,8 @@ from ._toolchain import PACKAGE, find_compiler, preprocess
 from ._translate import translate_source
 
 _SPACED = re.compile(r"device|constant|threadgroup|address_space|annotate_type|msl_thread|MSL_AS_")
+_CASTS = ("CStyleCastExpr", "CXXReinterpretCastExpr")
+_DECLARATIONS = ("ParmVarDecl", "VarDecl", "FieldDecl")
 _ERROR = re.compile(r"^(.+?:\d+):\d+: (?:fatal )?error: (.*)$", re.M)
 
 
@@ -39,8 +41,10 @@ def strict_check(source: str, name: str = "shader.metal") -> list[str]:
     arguments = [*_flags(), "-Xclang", "-ast-dump=json", "-"]
     code, tree, text = find_compiler().frontend.attempt(arguments, unit)
     errors = set(_Walker(source, name).walk(json.loads(tree))) if tree else set()
+    refused = _messages(text) if code else []
     found = [f"{name}:{line}: error: {message}" for line, message in sorted(errors)]
-    return (_messages(text) if code else []) + found
+    places = {message.split(": ")[0] for message in refused}
+    return refused + [m for m in found if m.split(": ")[0] not in places]
 
 
 def _flags() -> list[str]:
@@ -81,9 +85,9 @@ class _Walker:
         while stack:
             node = stack.pop()
             place = self._place(node)
-            if place.file == self.name and not node.get("isImplicit"):
-                if message := self._judge(node, place.line):
-                    yield place.line, message
+            own = place.file == self.name and not node.get("isImplicit")
+            if message := self._judge(node, place.line) if own else "":
+                yield place.line, message
             stack.extend(reversed([n for n in node.get("inner", []) if n]))
 
     def _place(self, node: dict[str, Any]) -> _Place:
@@ -106,12 +110,9 @@ class _Walker:
 
     def _judge(self, node: dict[str, Any], line: int) -> str:
         kind, type_name = node.get("kind"), (node.get("type") or {}).get("qualType", "")
-        if kind in ("CStyleCastExpr", "CXXReinterpretCastExpr"):
-            if node.get("castKind") == "AddressSpaceConversion":
-                return f"cast changes the address space: {type_name}"
-        if kind in ("ParmVarDecl", "VarDecl", "FieldDecl") and self._unspaced(
-            node, type_name, line
-        ):
+        if node.get("castKind") == "AddressSpaceConversion" and kind in _CASTS:
+            return f"cast changes the address space: {type_name}"
+        if kind in _DECLARATIONS and self._unspaced(node, type_name, line):
             return f"pointer or reference without address space: {node.get('name')} : {type_name}"
         return ""
 

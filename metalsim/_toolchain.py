@@ -72,7 +72,7 @@ class Compiler:
 
     @property
     def linker(self) -> Compiler:
-        """A linker for C: zig would spend a minute building the C++ library, which is not needed."""
+        """A linker for C: zig would build its C++ library, which is not needed, for a minute."""
         return Compiler((self.command[0], "cc"), "", False) if self.is_zig else self
 
     def run(self, arguments: list[str], text: str = "") -> str:

@@ -75,13 +75,20 @@ extern "C" void* msl_rt_threadgroup(const void* key, size_t bytes, size_t align)
 static bool same_threadgroup(uint32_t a, uint32_t b) { return a >> 10 == b >> 10; }
 static bool same_simdgroup(uint32_t a, uint32_t b) { return a >> 5 == b >> 5; }
 
+// Whether a barrier of the simdgroup (of the threadgroup) has made accesses at that count visible.
+static bool before_simdgroup_barrier(const Access& a, uint32_t me, Kind kind) {
+  return a.simdgroup_count < checker.simdgroup[(me & 1023) >> 5].visible[kind];
+}
+static bool before_threadgroup_barrier(const Access& a, Kind kind) {
+  return a.threadgroup_count < checker.threadgroup.visible[kind];
+}
+
 static bool ordered(const Access& before, uint32_t me, Kind kind) {
   const uint32_t other = before.thread - 1;
   if (other == me) return true;
   if (!same_threadgroup(other, me)) return false;
-  if (before.threadgroup_count < checker.threadgroup.visible[kind]) return true;
-  return same_simdgroup(other, me) &&
-         before.simdgroup_count < checker.simdgroup[(me & 1023) >> 5].visible[kind];
+  if (before_threadgroup_barrier(before, kind)) return true;
+  return same_simdgroup(other, me) && before_simdgroup_barrier(before, me, kind);
 }
 // A barrier lies between the accesses, but not one that makes this kind of memory visible.
 static bool wrong_flag(const Access& before, uint32_t me) {
@@ -107,7 +114,8 @@ static void report_race(const char* what, const char* memory, size_t byte, const
          (other & 1023) >> 5, other & 31, base_name(there.file), there.line, hint);
 }
 
-// Adds this read to the summary of reads since the last write.
+// Adds this read to the summary of reads since the last write. OTHER_SIMDGROUPS and OTHER_LANES
+// speak of readers besides the last one that no barrier separates from it.
 static void note_read(Cell& cell, uint32_t me, Kind kind, const Access& now) {
   uint8_t readers = 0;
   if (cell.read.thread) {
@@ -115,12 +123,11 @@ static void note_read(Cell& cell, uint32_t me, Kind kind, const Access& now) {
     readers = cell.readers & OTHER_THREADGROUPS;
     if (!same_threadgroup(other, me)) {
       readers |= OTHER_THREADGROUPS;
-    } else if (cell.read.threadgroup_count >= checker.threadgroup.visible[kind]) {
+    } else if (!before_threadgroup_barrier(cell.read, kind)) {
       readers |= cell.readers & OTHER_SIMDGROUPS;
       if (!same_simdgroup(other, me)) readers |= OTHER_SIMDGROUPS;
-      else if (!ordered(cell.read, me, kind)) readers |= OTHER_LANES;
-      else if (other == me && cell.read.simdgroup_count == now.simdgroup_count)
-        readers |= cell.readers & OTHER_LANES;
+      else if (!before_simdgroup_barrier(cell.read, me, kind))
+        readers |= (cell.readers & OTHER_LANES) | (other == me ? 0 : OTHER_LANES);
     }
   }
   cell.read = now;
@@ -129,11 +136,9 @@ static void note_read(Cell& cell, uint32_t me, Kind kind, const Access& now) {
 static bool unordered_readers(const Cell& cell, uint32_t me, Kind kind) {
   if (!cell.read.thread) return false;
   if (!ordered(cell.read, me, kind) || (cell.readers & OTHER_THREADGROUPS)) return true;
-  // The last reader is this thread, or is ordered; the flags are about others in the same epoch.
-  return cell.read.thread - 1 == me && cell.readers &&
-         cell.read.threadgroup_count >= checker.threadgroup.visible[kind] &&
-         (cell.readers & OTHER_SIMDGROUPS ||
-          cell.read.simdgroup_count >= checker.simdgroup[(me & 1023) >> 5].visible[kind]);
+  if (before_threadgroup_barrier(cell.read, kind)) return false;
+  if (cell.readers & OTHER_SIMDGROUPS) return true;
+  return (cell.readers & OTHER_LANES) && !before_simdgroup_barrier(cell.read, me, kind);
 }
 
 static void touch(Cell& cell, bool writes, bool atomic, Kind kind, const char* memory, size_t byte,

@@ -71,7 +71,7 @@ def ppl(args) -> dict:
     result = perplexity(model, tokens, args.ctx, args.chunks, args.ctk, args.ctv, reference)
     row = {"model": args.model, "text": text.name, "k": args.ctk, "v": args.ctv, "ctx": args.ctx}
     row |= asdict(result) | {"bits": (result.k_bits + result.v_bits) / 2}
-    _say(args, tables.sweep_table([row]))
+    _say(args, f"{tables.sweep_table([row])}\n\n{tables.sweep_notes([row])}")
     return row
 
 
@@ -81,7 +81,7 @@ def run_sweep(args) -> dict:
     out = Path(args.out)
     model, tokens, text = _model_and_tokens(args)
     rows = sweep(model, tokens, pairs, args.ctx, args.chunks, out, text=text)
-    _say(args, tables.sweep_table(rows))
+    _say(args, f"{tables.sweep_table(rows)}\n\n{tables.sweep_notes(rows)}")
     figure = out.with_suffix(".png")
     _draw(rows, figure)
     _say(args, f"\nrows: {out}\nfigure: {figure}")

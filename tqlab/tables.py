@@ -52,3 +52,49 @@ def _text(value, spec: str | None) -> str:
     if isinstance(value, float):
         return (spec or "{:.4g}").format(value)
     return str(value)
+
+
+PADDING_NOTE = (
+    "K and V bits are measured: bytes of the cache over the values in it. The turbo formats pad each "
+    "head with zeros\nto a multiple of 128, so heads of 64 cost twice the format's own bits."
+)
+
+
+def sweep_table(rows: list[dict]) -> Table:
+    """Rows of `sweep`: formats, measured bits and bytes, quality with standard errors."""
+    cells = [
+        {
+            "K / V": f"{r['k']} / {r['v']}",
+            "K bits": f"{r['k_bits']:.4g}",
+            "V bits": f"{r['v_bits']:.4g}",
+            "cache MB": f"{r['cache_nbytes'] / 1e6:.2f}",
+            "perplexity": f"{r['ppl']:.3f} ± {r['ppl_se']:.3f}",
+            "KL, nats/token": _with_error(r["kld_mean"], r["kld_se"]),
+            "same top": _percent(r["same_top"]),
+            "Δp rms": _percent(r["dp_rms"]),
+            "seconds": f"{r['seconds']:.1f}",
+        }
+        for r in rows
+    ]
+    return Table(cells)
+
+
+def sweep_notes(rows: list[dict]) -> str:
+    """What the rows were measured on, one line a source, and why bits exceed a format's own."""
+    return "\n".join([*dict.fromkeys(_source(row) for row in rows), PADDING_NOTE])
+
+
+def _with_error(mean: float | None, error: float | None) -> str:
+    return "–" if mean is None else f"{mean:.4f} ± {error:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _source(row: dict) -> str:
+    chunks = f", {row['chunks']} chunks" if "chunks" in row else ""
+    sha = f" (sha256 {row['text_sha256'][:12]})" if row.get("text_sha256") else ""
+    python = f" of Python {row['text_python']}" if row.get("text_python") else ""
+    text = row.get("text") or "unnamed tokens"
+    return f"{row['model']} on {text}{python}{sha}: {row['ctx']} tokens a chunk{chunks}."

@@ -14,19 +14,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports only modules of its own line or of the lines above it.
 LAYERS = [
-    "device progress",
+    "device progress smoke",
     "metal",
     "ops",
-    "packing rotation codebook",
+    "packing rotation codebook innerproduct",
     "formats",
-    "gguf_file chat tokenizer data",
+    "gguf_file gguf_write quantize convert chat tokenizer data",
     "kvcache",
     "attention",
     "models",
     "generate",
     "metrics",
     "sweep",
-    "measure",
+    "measure tables",
     "plots",
     "widgets",
     "selftest",

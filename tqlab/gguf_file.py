@@ -76,6 +76,7 @@ class GGUFFile:
         with self.path.open("rb") as file:
             reader = _Reader(file, self._size, self.path)
             self.metadata, raw = reader.header()
+            self._spans = reader.spans
             data_start = reader.aligned(self._alignment())
         self.tensors = _place(self, raw, data_start)
 
@@ -111,6 +112,13 @@ class GGUFFile:
             raise GGUFError(f"{self.path}: tensor {name!r} holds NaN or infinite values")
         return values
 
+    def encoded(self, key: str) -> bytes:
+        """The metadata value of `key` as the file has it: its value type and its bytes."""
+        start, stop = self._spans[key]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def get(self, key: str, default=None):
         """The metadata value of `key`, or `default`."""
         return self.metadata.get(key, default)
@@ -120,6 +128,15 @@ class GGUFFile:
         if key not in self.metadata:
             raise GGUFError(f"{self.path}: metadata key {key!r} is missing")
         return self.metadata[key]
+
+
+def type_layout(type_name: str) -> tuple[int, int, int]:
+    """Values a block, bytes a block, and the current type id, of any type a file may hold."""
+    if type_name in formats.names():
+        f = formats.get(type_name)
+        return f.block_size, f.block_bytes, f.ggml_type
+    qtype = gguf.GGMLQuantizationType[type_name.upper()]
+    return *gguf.GGML_QUANT_SIZES[qtype], qtype.value
 
 
 def dequantize(raw: Tensor, type_name: str) -> Tensor:
@@ -135,6 +152,7 @@ class _Reader:
 
     def __init__(self, file, size: int, path: Path):
         self.file, self.size, self.path = file, size, path
+        self.spans: dict[str, tuple[int, int]] = {}  # where each metadata value lies
 
     def fail(self, message: str):
         raise GGUFError(f"{self.path}: {message}")
@@ -171,8 +189,9 @@ class _Reader:
         n_keys = self.count("metadata count", 13)
         metadata = {}
         for _ in range(n_keys):
-            key = self.string()
+            key, start = self.string(), self.file.tell()
             metadata[key] = self.value(key, self.scalar("I"))
+            self.spans[key] = (start, self.file.tell())
         return metadata, [self.tensor() for _ in range(n_tensors)]
 
     def value(self, key: str, kind: int, depth: int = 0):
@@ -233,10 +252,7 @@ def _spans(file: GGUFFile, offsets: list[int], data_start: int) -> dict[int, int
 
 
 def _row_bytes(file: GGUFFile, name: str, type_name: str, n: int) -> int:
-    if type_name in formats.names():
-        block, size = formats.get(type_name).block_size, formats.get(type_name).block_bytes
-    else:
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name.upper()]]
+    block, size, _ = type_layout(type_name)
     if n % block:
         raise GGUFError(
             f"{file.path}: tensor {name!r} has rows of {n} values; {type_name} packs {block}"

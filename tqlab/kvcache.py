@@ -227,6 +227,8 @@ class KVCache:
 
     def update_and_fetch(self, layer: int, k: Tensor, v: Tensor) -> View:
         """Pack this step's k and v, float [B, H_kv, T, D], and return what queries may see."""
+        if k.shape[0] != self.batch:  # one row would broadcast
+            raise ValueError(f"{k.shape[0]} rows do not match the cache's batch of {self.batch}")
         self.reserve(k.shape[2])
         return self.layers[layer].update(k, v, self.offset, self.pads)
 

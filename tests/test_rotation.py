@@ -135,7 +135,7 @@ def test_haar_measure():
 
     QR without the sign correction fails the first: R's diagonal leaves a bias in the last row.
     """
-    n, draws = 4, 4000
+    n, draws = 4, 1000
     q = torch.stack([rotation.haar(n, seed) for seed in range(draws)])
     # Five standard errors: sqrt(1/n / draws), and the fourth power has variance below 0.12.
     assert q.mean(0).abs().max() < 5 * math.sqrt(1 / n / draws)

@@ -7,11 +7,20 @@ from .. import data
 from .. import device as devices
 from ..gguf_file import GGUFError, GGUFFile
 from ..tokenizer import Tokenizer
-from .base import Config, Decoder
+from .base import Decoder
+from .config import Config
+from .gemma3 import Gemma3
+from .gemma4 import Gemma4
 from .llama import Llama
+from .qwen2 import Qwen2
 from .weights import Weights
 
-_REGISTRY = {"llama": Llama}
+_REGISTRY = {
+    "gemma3": Gemma3,
+    "gemma4": Gemma4,
+    "llama": Llama,
+    "qwen2": Qwen2,
+}
 
 
 def load_model(path_or_name: str | Path, device: str = "auto", weights: str = "auto") -> Decoder:

@@ -1,81 +1,35 @@
-"""What every decoder shares: configuration, rope, norms, and running ids through a cache."""
+"""What every decoder shares: rope, norms, and running ids through a cache."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..gguf_file import GGUFError, GGUFFile
 from ..kvcache import KVCache, LayerShape
+from .config import Config
+from .weights import Weights
 
 PREFILL_CHUNK = 512  # tokens that go through the layers at once
-
-
-@dataclass(frozen=True)
-class Config:
-    """Hyper-parameters every architecture has; the names are GGUF's."""
-
-    architecture: str
-    name: str
-    n_layers: int
-    n_embd: int
-    n_ff: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    n_vocab: int
-    context_length: int
-    rms_eps: float
-    rope_base: float
-
-    @classmethod
-    def from_gguf(cls, file: GGUFFile) -> "Config":
-        """Read `<architecture>.*` keys. Raises GGUFError naming a missing or absurd key."""
-        arch = file.need("general.architecture")
-
-        def positive(key, default=None):
-            value = file.get(f"{arch}.{key}", default)
-            value = file.need(f"{arch}.{key}") if value is None else value
-            if isinstance(value, (bool, str, list)) or not 0 < value < 1 << 31:
-                raise GGUFError(
-                    f"{file.path}: {arch}.{key} is {value!r}, expected a positive number"
-                )
-            return value
-
-        n_heads, n_embd = positive("attention.head_count"), positive("embedding_length")
-        n_kv_heads = positive("attention.head_count_kv", n_heads)
-        if n_heads % n_kv_heads:
-            raise GGUFError(
-                f"{file.path}: {n_heads} query heads do not share {n_kv_heads} KV heads"
-            )
-        return cls(
-            architecture=arch,
-            name=str(file.get("general.name", file.path.stem)),
-            n_layers=positive("block_count"),
-            n_embd=n_embd,
-            n_ff=positive("feed_forward_length"),
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=positive("attention.key_length", n_embd // n_heads),
-            n_vocab=file.info("token_embd.weight").shape[0],
-            context_length=positive("context_length"),
-            rms_eps=positive("attention.layer_norm_rms_epsilon"),
-            rope_base=positive("rope.freq_base", 10000.0),
-        )
 
 
 class Decoder:
     """A decoder-only transformer read from a GGUF file.
 
-    Subclasses build their layers in `__init__` and implement `layer_shapes` and `hidden`.
+    Subclasses build their layers in `__init__` and implement `hidden` (and `layer_shapes` and
+    `head` where theirs are special). The head is tied when the file has no output.weight.
     Fields: config, tokenizer (set by load_model), device, weights_mode, nbytes (weights held).
     """
 
-    def __init__(self, config: Config, weights):
+    def __init__(self, config: Config, weights: Weights):
         self.config, self.device = config, weights.device
         self.weights_mode, self._weights = weights.mode, weights
         self.tokenizer = None
         self.path = weights.file.path
+        size = {"rows": config.n_vocab, "columns": config.n_embd}
+        self.embed = weights.matrix("token_embd.weight", **size)
+        tied = not weights.has("output.weight")
+        self.unembed = self.embed if tied else weights.matrix("output.weight", **size)
+        self.out_norm = weights.vector("output_norm.weight", config.n_embd)
 
     @property
     def nbytes(self) -> int:
@@ -84,11 +38,19 @@ class Decoder:
 
     def layer_shapes(self) -> list[LayerShape]:
         """What each layer's cache stores."""
-        return [LayerShape(self.config.n_kv_heads, self.config.head_dim)] * self.config.n_layers
+        return [LayerShape(n, self.config.head_dim) for n in self.config.n_kv_heads]
 
-    def new_cache(self, k: str = "q8_0", v: str = "turbo4", max_tokens: int = 4096, batch: int = 1):
+    def new_cache(
+        self,
+        k: str = "q8_0",
+        v: str = "turbo4",
+        max_tokens: int = 4096,
+        batch: int = 1,
+        pads: Sequence[int] | None = None,
+    ) -> KVCache:
         """An empty cache on the model's device.
 
+        `pads`: how many tokens at the left of each row are padding, when prompts differ in length.
         Raises: ValueError for unknown formats, unfit heads, or more tokens than the context.
         """
         if max_tokens > self.config.context_length:
@@ -96,7 +58,7 @@ class Decoder:
                 f"{max_tokens} tokens exceed the context of {self.config.name}: "
                 f"{self.config.context_length}"
             )
-        return KVCache(self.layer_shapes(), k, v, max_tokens, batch, self.device)
+        return KVCache(self.layer_shapes(), k, v, max_tokens, batch, self.device, pads)
 
     def __call__(
         self, ids: Tensor, cache: KVCache | None = None, last_only: bool = False
@@ -131,7 +93,7 @@ class Decoder:
 
     def head(self, x: Tensor) -> Tensor:
         """Logits: float32 [..., n_embd] -> float32 [..., vocab]."""
-        raise NotImplementedError
+        return self.unembed(x)
 
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.dim() != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
@@ -144,32 +106,55 @@ class Decoder:
         return ids.long().to(self.device)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x * (mean(x^2) + eps)^-0.5 * weight over the last axis, float32."""
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x * (mean(x^2) + eps)^-0.5 * weight over the last axis, float32; without a weight: 1."""
     return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
+def softcapped(logits: Tensor, cap: float) -> Tensor:
+    """cap * tanh(logits / cap); unchanged where cap is 0."""
+    return cap * (logits / cap).tanh() if cap else logits
+
+
 class Rope:
-    """Rotary angles, built in float64 on the CPU (MPS has none) and kept as float32 tables."""
+    """Rotary angles, computed in float64 on the CPU (MPS has none) and handed out in float32.
 
-    def __init__(self, n_dims: int, base: float, device, factors: Tensor | None = None):
+    `factors` divide the frequencies one by one (a huge one means: does not rotate); `scale` divides
+    the positions.
+    """
+
+    def __init__(
+        self, n_dims: int, base: float, device, factors: Tensor | None = None, scale: float = 1.0
+    ):
         exponent = torch.arange(0, n_dims, 2, dtype=torch.float64) / n_dims
-        self.frequencies = base**-exponent
+        self.frequencies, self.device = base**-exponent / scale, device
         if factors is not None:
-            self.frequencies = self.frequencies / factors.double().cpu()
-        self.device, self._length = device, 0
+            factors = factors.double().cpu()
+            self.frequencies = torch.where(factors > 1e20, 0.0, self.frequencies / factors)
 
-    def tables(self, start: int, steps: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions start .. start + steps: float32 [steps, n_dims / 2]."""
-        if start + steps > self._length:
-            self._length = 2 * (start + steps)
-            angles = torch.arange(self._length, dtype=torch.float64)[:, None] * self.frequencies
-            self._cos = angles.cos().float().to(self.device)
-            self._sin = angles.sin().float().to(self.device)
-        return self._cos[start : start + steps], self._sin[start : start + steps]
+    def tables(self, cache: KVCache, steps: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions of the next `steps` tokens, float32.
+
+        Shapes: [T, n_dims / 2]; with padded rows, whose first real token has position 0,
+        [B, 1, T, n_dims / 2]
+        """
+        positions = torch.arange(cache.offset, cache.offset + steps, dtype=torch.float64)
+        if cache.pads is not None:
+            positions = (positions - cache.pads.cpu()[:, None, None]).clamp_(min=0)
+        angles = positions[..., None] * self.frequencies
+        return angles.cos().float().to(self.device), angles.sin().float().to(self.device)
 
 
 def rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (2j, 2j + 1): x [..., T, D], tables [T, D / 2] (ggml's NORM type)."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    """Rotate pairs (2j, 2j + 1): x [..., T, D], tables [T, <= D / 2] (ggml's NORM type)."""
+    n = 2 * cos.shape[-1]
+    a, b = x[..., :n].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    return turned if n == x.shape[-1] else torch.cat([turned, x[..., n:]], -1)
+
+
+def rope_neox(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (j, j + n / 2) of the first n dims: x [..., T, D], tables [T, n / 2]."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import silu
 
 from ..attention import attend
-from .base import Config, Decoder, Rope, rms_norm, rope_interleaved
+from .base import Decoder, Rope, rms_norm, rope_interleaved
+from .config import Config, Keys
 from .weights import Weights
 
 
@@ -18,7 +19,7 @@ class Layer:
         def name(part):
             return f"blk.{i}.{part}.weight"
 
-        q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads[i] * c.head_dim
         self.splits = (q_dim, kv_dim, kv_dim)
         self.attn_norm = w.vector(name("attn_norm"), c.n_embd)
         qkv = [name(part) for part in ("attn_q", "attn_k", "attn_v")]
@@ -26,41 +27,30 @@ class Layer:
         self.out = w.matrix(name("attn_output"), rows=c.n_embd, columns=q_dim)
         self.ffn_norm = w.vector(name("ffn_norm"), c.n_embd)
         gate_up = [name("ffn_gate"), name("ffn_up")]
-        self.gate_up = w.matrix(*gate_up, rows=2 * c.n_ff, columns=c.n_embd)
-        self.down = w.matrix(name("ffn_down"), rows=c.n_embd, columns=c.n_ff)
+        self.gate_up = w.matrix(*gate_up, rows=2 * c.n_ff[i], columns=c.n_embd)
+        self.down = w.matrix(name("ffn_down"), rows=c.n_embd, columns=c.n_ff[i])
 
 
 class Llama(Decoder):
-    """Llama-style decoder; tied head when the file has no output.weight."""
+    """Llama-style decoder."""
+
+    rotate = staticmethod(rope_interleaved)
 
     def __init__(self, weights: Weights):
-        c = Config.from_gguf(weights.file)
+        c, keys = Config.from_gguf(weights.file), Keys(weights.file)
         super().__init__(c, weights)
-        self.embed = weights.matrix("token_embd.weight", rows=c.n_vocab, columns=c.n_embd)
         self.layers = [Layer(weights, c, i) for i in range(c.n_layers)]
-        self.out_norm = weights.vector("output_norm.weight", c.n_embd)
-        tied = not weights.has("output.weight")
-        self.unembed = (
-            self.embed
-            if tied
-            else weights.matrix("output.weight", rows=c.n_vocab, columns=c.n_embd)
-        )
-        n_rot = weights.file.get(f"{c.architecture}.rope.dimension_count", c.head_dim)
-        if n_rot != c.head_dim:
-            raise ValueError(
-                f"{weights.file.path}: rope over {n_rot} of {c.head_dim} dims is not read"
-            )
-        factors = "rope_freqs.weight"
-        factors = weights.vector(factors, n_rot // 2) if weights.has(factors) else None
-        self.rope = Rope(n_rot, c.rope_base, self.device, factors)
+        n_rot = keys.rotated("rope.dimension_count", c.head_dim)
+        factors = weights.optional("rope_freqs.weight", n_rot // 2)
+        self.rope = Rope(n_rot, c.rope_base, self.device, factors, keys.rope_scale())
 
     def hidden(self, ids, cache):
         c, x = self.config, self.embed.rows(ids)
-        cos, sin = self.rope.tables(cache.offset, ids.shape[1])
+        cos, sin = self.rope.tables(cache, ids.shape[1])
         for i, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, rms_norm(x, layer.attn_norm, c.rms_eps))
-            view = cache.update_and_fetch(i, rope_interleaved(k, cos, sin), v)
-            o = attend(rope_interleaved(q, cos, sin), view, c.head_dim**-0.5)
+            view = cache.update_and_fetch(i, self.rotate(k, cos, sin), v)
+            o = attend(self.rotate(q, cos, sin), view, c.head_dim**-0.5)
             x = x + layer.out(o.transpose(1, 2).flatten(2))
             gate, up = layer.gate_up(rms_norm(x, layer.ffn_norm, c.rms_eps)).chunk(2, -1)
             x = x + layer.down(silu(gate) * up)
@@ -70,6 +60,3 @@ class Llama(Decoder):
         """[B, T, n_embd] -> q, k, v, each [B, heads, T, head_dim]."""
         parts = torch.split(layer.qkv(x), layer.splits, -1)
         return [p.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for p in parts]
-
-    def head(self, x):
-        return self.unembed(x)

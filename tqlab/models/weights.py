@@ -74,6 +74,37 @@ class Joined(Matrix):
         return torch.cat([p(x) for p in self.parts], -1)
 
 
+class Affine(Matrix):
+    """A matrix whose output is multiplied by a scale and moved by a bias, each where given."""
+
+    def __init__(self, inner: Matrix, scale: Tensor | None, bias: Tensor | None):
+        self.inner, self.scale, self.bias = inner, scale, bias
+
+    @property
+    def nbytes(self):
+        return self.inner.nbytes
+
+    def __call__(self, x):
+        y = self.inner(x)
+        y = y if self.scale is None else y * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+class Table:
+    """An embedding too large to unpack: rows stay packed in host memory (memory-mapped)."""
+
+    def __init__(self, raw: Tensor, type_name: str, device: torch.device):
+        self._packed, self._device = Packed(raw, type_name), device
+
+    @property
+    def nbytes(self):
+        return self._packed.nbytes
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows by index, only these unpacked: int64 [...] -> float32 [..., columns]"""
+        return self._packed.rows(ids.cpu()).to(self._device)
+
+
 class Weights:
     """Takes tensors out of a file, onto a device, in one of two modes.
 
@@ -92,20 +123,28 @@ class Weights:
         """Whether the file has a tensor of that name."""
         return name in self.file.tensors
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, rows last."""
+        return self.file.info(name).shape
+
     def vector(self, name: str, size: int) -> Tensor:
         """A float32 vector (norms, biases): [size]."""
-        found = self.file.info(name).shape
-        if found != (size,):
-            raise ValueError(
-                f"{self.file.path}: tensor {name!r} has shape {found}, expected ({size},)"
-            )
+        self._check(name, (size,))
         value = self.file.dequantize(name).to(self.device)
         self.nbytes += value.nbytes
         return value
 
+    def optional(self, name: str, size: int) -> Tensor | None:
+        """A float32 vector the file may do without."""
+        return self.vector(name, size) if self.has(name) else None
+
     def matrix(self, *names: str, rows: int, columns: int) -> Matrix:
-        """The matrices called `names`, stacked along their rows: [rows in all, columns]."""
-        shapes = [self.file.info(name).shape for name in names]
+        """The matrices called `names`, stacked along their rows: [rows in all, columns].
+
+        A one-value `.scale` beside a `.weight` multiplies that matrix's output (NVFP4 files), a
+        `.bias` is added to it.
+        """
+        shapes = [self.shape(name) for name in names]
         if sum(s[0] for s in shapes) != rows or any(s[1:] != (columns,) for s in shapes):
             raise ValueError(
                 f"{self.file.path}: {' + '.join(names)} have shapes {shapes}; "
@@ -113,7 +152,53 @@ class Weights:
             )
         made = self._packed(names) if self.mode == "packed" else self._dense(names)
         self.nbytes += made.nbytes
+        sizes = [s[0] for s in shapes]
+        scale, bias = (
+            self._beside(names, sizes, "scale", 1.0),
+            self._beside(names, sizes, "bias", 0.0),
+        )
+        return made if scale is None and bias is None else Affine(made, scale, bias)
+
+    def _beside(self, names, sizes, kind: str, missing: float) -> Tensor | None:
+        """Scales or biases of stacked matrices as one vector; None when no matrix has any."""
+        parts = []
+        for name, size in zip(names, sizes, strict=True):
+            other = f"{name.removesuffix('.weight')}.{kind}"
+            length = 1 if kind == "scale" else size
+            if self.has(other) and (kind == "bias" or self.shape(other) == (1,)):
+                parts.append(self.vector(other, length).expand(size))
+            else:
+                parts.append(None)
+        if not any(part is not None for part in parts):
+            return None
+        filled = [
+            torch.full((size,), missing, device=self.device) if part is None else part
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+        return torch.cat(filled)
+
+    def experts(self, name: str, n: int, rows: int, columns: int) -> list[Matrix]:
+        """One matrix an expert, from a 3-D tensor: each [rows, columns], dense or packed."""
+        self._check(name, (n, rows, columns))
+        whole = self._pack_one(name) if self.mode == "packed" else self._dense([name])
+        self.nbytes += whole.nbytes
+        if isinstance(whole, Dense):
+            return [Dense(expert) for expert in whole.weight]
+        return [Packed(expert, whole.type) for expert in whole.raw]
+
+    def table(self, name: str, rows: int, columns: int) -> Table:
+        """An embedding that is only looked up; packed in every mode."""
+        self._check(name, (rows, columns))
+        made = Table(self.file.raw(name), self.file.info(name).type, self.device)
+        self.nbytes += made.nbytes
         return made
+
+    def _check(self, name: str, expected: tuple[int, ...]) -> None:
+        if self.shape(name) != expected:
+            raise ValueError(
+                f"{self.file.path}: tensor {name!r} has shape {self.shape(name)}, "
+                f"expected {expected}"
+            )
 
     def _dense(self, names):
         parts = [self.file.dequantize(name) for name in names]

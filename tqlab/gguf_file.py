@@ -38,7 +38,7 @@ _TURBO_IDS = {
 }
 # Ids 44 and 45 meant TQ3_1S and TQ4_1S until April 2026; sizes decide (spec formats 1).
 _CANDIDATES = {44: ("tq3_1s",), 45: ("tq3_1s", "tq4_1s"), 46: ("tq4_1s",)}
-_FILE_TYPES = {43: "tq3_1s", 44: "tq4_1s"}
+_FILE_TYPES = {"43": "tq3_1s", "44": "tq4_1s"}
 
 
 class GGUFError(ValueError):
@@ -104,10 +104,13 @@ class GGUFFile:
     def dequantize(self, name: str) -> Tensor:
         """The tensor in float32, original domain.
 
-        Raises: GGUFError when it holds a NaN or an infinity.
+        Raises: GGUFError when it holds a NaN or an infinity, or is of no type for weights.
         """
         t = self.info(name)
-        values = dequantize(self.raw(name), t.type).view(t.shape)
+        try:
+            values = dequantize(self.raw(name), t.type).view(t.shape)
+        except NotImplementedError:
+            raise GGUFError(f"{self.path}: tensor {name!r}: nothing unpacks {t.type}") from None
         if not bool(torch.isfinite(values).all()):
             raise GGUFError(f"{self.path}: tensor {name!r} holds NaN or infinite values")
         return values
@@ -190,6 +193,8 @@ class _Reader:
         metadata = {}
         for _ in range(n_keys):
             key, start = self.string(), self.file.tell()
+            if key in metadata:
+                self.fail(f"metadata key {key!r} appears twice")
             metadata[key] = self.value(key, self.scalar("I"))
             self.spans[key] = (start, self.file.tell())
         return metadata, [self.tensor() for _ in range(n_tensors)]
@@ -284,7 +289,7 @@ def _resolve_tq(file: GGUFFile, name: str, shape, kind: int, span: int) -> str:
     fitting = [c for c in candidates if fits(c)]
     if len(fitting) == 1:
         return fitting[0]
-    stated = _FILE_TYPES.get(file.get("general.file_type"))
+    stated = _FILE_TYPES.get(str(file.get("general.file_type")))
     if stated in fitting:
         return stated
     raise GGUFError(

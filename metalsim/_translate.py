@@ -126,12 +126,11 @@ class _Rewriter:
         if not match:
             raise fail(self.tokens, i, f"threadgroup declaration not understood: {declarator}")
         name, dimensions = match.groups()
-        if self.backend == "strict":
-            return f"static MSL_AS_threadgroup {element} {name}{dimensions}; "
         self.arrays += 1
         alias = f"msl_array_{self.arrays}"
-        typedef = f"typedef {element} {alias}{dimensions}; "
-        return f"{typedef}{alias}& {name} = msl_threadgroup<{alias}, {self.arrays}>(); "
+        space = "MSL_AS_threadgroup " if self.backend == "strict" else ""
+        memory = f"msl_threadgroup<{space}{alias}, {self.arrays}>()"
+        return f"typedef {element} {alias}{dimensions}; {space}{alias}& {name} = {memory}; "
 
     def _constant_declaration(self, i: int) -> int:
         """[static] constant [constexpr] T x = ...: the qualifiers come back once, in our order."""

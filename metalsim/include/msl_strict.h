@@ -51,6 +51,8 @@ MSL_NAME_VECTORS(bool)
 // float4(a, b, c, d) becomes msl_make<float4>(a, b, c, d): clang's vectors have no constructors.
 template <class V, class... A>
 V msl_make(A...);
+template <class T, int Id>
+T& msl_threadgroup();
 
 namespace metal {
 template <class T>

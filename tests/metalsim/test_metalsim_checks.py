@@ -90,7 +90,9 @@ def test_every_bug_kind_is_planted():
 def test_message_names_kind_file_line_and_threads(load):
     caught = launch(load("planted"), "bug_wrong_flag", 0)
     line = min(BUGS["bug_wrong_flag"])[1]
-    assert re.search(rf"wrong memory flag: planted\.metal:{line}: .*lacks mem_threadgroup", str(caught))
+    assert re.search(
+        rf"wrong memory flag: planted\.metal:{line}: .*lacks mem_threadgroup", str(caught)
+    )
     assert caught.kinds == {"wrong memory flag"}
     assert isinstance(caught, RuntimeError)
 

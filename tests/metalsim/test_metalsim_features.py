@@ -153,3 +153,45 @@ def test_results_do_not_depend_on_the_seed(features):
         results.append(y)
     for y in results[1:]:
         np.testing.assert_array_equal(y, results[0])
+
+
+# ---- a kernel in the style of real ones --------------------------------------------------------------
+def hadamard(n: int) -> np.ndarray:
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(n)
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_quantised_matvec(load, check, dtype):
+    rows, columns = 6, 96
+    words = rng.integers(0, 16, (rows, columns))
+    scales = rng.random((rows, columns // 32)).astype(np.float16)
+    packed = np.zeros((rows, columns // 32, 18), np.uint8)
+    packed[..., :2] = scales.view(np.uint8).reshape(rows, -1, 2)
+    nibbles = words.reshape(rows, -1, 16, 2)
+    packed[..., 2:] = nibbles[..., 0] | nibbles[..., 1] << 4
+    half = [0.1, 0.4, 0.7, 0.9, 1.3, 1.6, 2.1, 2.7]
+    centroids = np.array([-v for v in half[::-1]] + half)
+    x = torch.from_numpy(rng.standard_normal(columns)).to(dtype)
+    y = torch.zeros(rows, dtype=dtype)
+    name = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}[dtype]
+    kernel = getattr(load("style", check), f"matvec_{name}")
+    options = {"threads": rows * 32, "group_size": 64, "arg_casts": {3: "int32"}}
+    kernel(torch.from_numpy(packed), x, y, [rows, columns], **options)
+    rotated = x.double().numpy().reshape(-1, 32) @ hadamard(32)
+    expected = (centroids[words] * np.repeat(scales, 32, 1)) @ rotated.ravel()
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    np.testing.assert_allclose(y.double().numpy(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_half_pairs_and_threadgroup_atomics(load, check):
+    h = rng.standard_normal((64, 2)).astype(np.float16)
+    y, count = np.zeros_like(h), np.zeros(1, np.uint32)
+    load("style", check).bits(h.view(np.uint32), y, count, threads=[64, 1], group_size=[64, 1])
+    expected = np.stack([h[:, 1], np.where(h[:, 0] < 0, 0, h[:, 0])], axis=1).astype(np.float16)
+    np.testing.assert_array_equal(y, expected)
+    assert count[0] == (h[:, 0] < 0).sum()

@@ -138,7 +138,7 @@ kernel void gather(device float* const* rows, device float* y, uint i [[thread_p
 kernel void hang(device float* y, uint i [[thread_position_in_grid]]) {
   while (y[i] < 1.0f) y[i] = y[i] * 0.5f;
 }
-kernel void divide(device const int* x, device int* y, uint i [[thread_position_in_grid]]) { y[i] = 1 / x[i]; }
+kernel void divide(device const int* x, device int* y, uint i [[thread_position_in_grid]]) { y[i] = 100 / x[i]; }
 kernel void far_write(device float* y, constant long& at, uint i [[thread_position_in_grid]]) { y[at] = 1.0f; }
 kernel void large(device float* y, uint i [[thread_position_in_grid]]) {
   threadgroup float a[8193];

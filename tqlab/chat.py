@@ -1,10 +1,28 @@
-"""Chat templates from model files, rendered in jinja2's sandbox: they are untrusted code."""
+"""Chat prompts: templates from model files, which are untrusted code, and hand-built fallbacks.
+
+Templates run in jinja2's sandbox (spec gemma4 5).
+"""
+
+import json
+import re
+from datetime import datetime
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+_THOUGHT = re.compile(r"<\|channel>thought.*?(?:<channel\|>|\Z)", re.DOTALL)
+_EMPTY_CHANNEL = re.compile(r"<\|channel>\s*<channel\|>")
+_LONE_END = re.compile(r"\s*(?:<channel\|>\s*)+\Z")
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters: never in real text
 
-def render(template: str, messages: list[dict], thinking: bool = False, **names: str) -> str:
+
+def render(
+    template: str,
+    messages: list[dict],
+    thinking: bool = False,
+    tools: list[dict] | None = None,
+    **names: str,
+) -> str:
     """The prompt text, ending where the model's answer begins.
 
     `names` are further variables of the template, such as bos_token.
@@ -13,18 +31,137 @@ def render(template: str, messages: list[dict], thinking: bool = False, **names:
     try:
         compiled = _environment().from_string(template)
         return compiled.render(
-            messages=messages, add_generation_prompt=True, enable_thinking=thinking, **names
+            messages=messages,
+            tools=tools,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            **names,
         )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever untrusted code brings about is its failure
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"the chat template failed: {reason}") from None
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     env.globals["raise_exception"] = _raise
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    env.filters["tojson"] = _tojson  # jinja2's own escapes <, > and & for web pages
     return env
 
 
 def _raise(message: str):
     raise jinja2.TemplateError(message)
+
+
+def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def strip_channels(text: str) -> str:
+    """A Gemma 4 answer without its thoughts, empty channels and a left-over end mark.
+
+    A thought that was cut off before its end goes too.
+    """
+    text = _EMPTY_CHANNEL.sub("", _THOUGHT.sub("", text))
+    return _LONE_END.sub("", text)
+
+
+def without_thoughts(message: dict) -> dict:
+    """The message; the model's own past ones without their thoughts."""
+    content = message.get("content")
+    if message.get("role") not in ("assistant", "model") or not isinstance(content, str):
+        return message
+    return {**message, "content": strip_channels(content)}
+
+
+def unused_mark(value) -> str:
+    """A character that occurs nowhere in `value`. Raises ValueError when all are taken."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    for mark in _MARKS:
+        if mark not in text:
+            return mark
+    raise ValueError("the messages use every Unicode noncharacter; remove one")
+
+
+def shield(value, control: re.Pattern, mark: str):
+    """`value` with `mark` behind every character that `control` finds, in all strings inside."""
+    if isinstance(value, str):
+        return control.sub(rf"\1{mark}", value)
+    if isinstance(value, dict):
+        return {key: shield(inner, control, mark) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shield(inner, control, mark) for inner in value]
+    return value
+
+
+def gemma4_prompt(
+    messages: list[dict], thinking: bool, bos: str, primer: bool, tools: list[dict] | None = None
+) -> str:
+    """Gemma 4's prompt without a template.
+
+    `primer`: close an empty thought when thinking is off, as all but E2B and E4B want it.
+    Raises: ValueError for tools, and contents that are not text.
+    """
+    _refuse_tools(tools)
+    system, rest = _split_system(messages)
+    if thinking:
+        system = f"<|think|>\n{system}"
+    turns = [("system", system)] if system else []
+    for message in map(without_thoughts, rest):
+        turns.append((_role(message), _content(message)))
+    text = bos + "".join(f"<|turn>{role}\n{content}<turn|>\n" for role, content in turns)
+    closed = "<|channel>thought\n<channel|>" if primer and not thinking else ""
+    return f"{text}<|turn>model\n{closed}"
+
+
+def gemma3_prompt(messages: list[dict], bos: str, tools: list[dict] | None = None) -> str:
+    """Gemma 3's prompt without a template: what the system says goes before the first turn's text.
+
+    Raises: ValueError for tools, and contents that are not text.
+    """
+    _refuse_tools(tools)
+    system, rest = _split_system(messages)
+    parts, before = [bos], f"{system}\n\n" if system else ""
+    for message in rest:
+        role, content = _role(message), _content(message)
+        parts.append(f"<start_of_turn>{role}\n{before}{content}<end_of_turn>\n")
+        before = ""
+    return "".join(parts) + "<start_of_turn>model\n"
+
+
+def _refuse_tools(tools) -> None:
+    if tools:
+        raise ValueError("this file has no chat template, and tools need one")
+
+
+def _split_system(messages: list[dict]) -> tuple[str, list[dict]]:
+    """The leading system message's text, and the others."""
+    if messages and messages[0].get("role") in ("system", "developer"):
+        return _content(messages[0]), messages[1:]
+    return "", messages
+
+
+def _role(message: dict) -> str:
+    role = message.get("role")
+    if role not in ("user", "assistant", "model", "system", "developer"):
+        raise ValueError(f"a message's role is {role!r}: user, assistant and system are known")
+    return {"assistant": "model", "developer": "system"}.get(role, role)
+
+
+def _content(message: dict) -> str:
+    """A message's text, trimmed; the text parts of a list joined."""
+    content = message.get("content")
+    if isinstance(content, list) and all(part.get("type") == "text" for part in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"a message's content is {type(content).__name__}, expected text")
+    return content.strip()

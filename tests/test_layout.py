@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports only modules of its own line or of the lines above it.
 LAYERS = [
-    "device progress smoke",
-    "metal",
-    "ops",
+    "device progress smoke data",
     "packing rotation codebook innerproduct",
     "formats",
-    "gguf_file gguf_write quantize convert chat tokenizer data",
+    "metal",
+    "ops",  # above formats: those are its references
+    "gguf_file gguf_write quantize convert chat tokenizer",
     "kvcache",
     "attention",
     "models",

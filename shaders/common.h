@@ -1,0 +1,72 @@
+// Shared by every shader: sign masks of the rotations and the butterflies of one simdgroup.
+// tests/test_shaders_tables.py holds the numbers to tqlab.rotation and tqlab.codebook.
+#include <metal_stdlib>
+#include <metal_simdgroup>
+using namespace metal;
+
+constant constexpr uint LANES = 32;  // threads in a simdgroup
+
+// Bit i of word i / 32 is set where sign i is -1.
+constant uint SIGNS_32[1] = {0x696B4B4A};
+constant uint SIGNS_128_BEFORE[4] = {0xE46A0359, 0x42F85949, 0xA4C63BBB, 0x49F250A9};
+constant uint SIGNS_128_AFTER[4] = {0x16ACEE90, 0x3F628FDC, 0xB7A5357A, 0xBEA56562};
+constant constexpr float SCALE_32 = 0.17677669529663688f;   // 1 / sqrt(32)
+constant constexpr float SCALE_128 = 0.08838834764831845f;  // 1 / sqrt(128)
+
+// `value` with its sign changed where bit `i` of the mask is set.
+inline float flip(float value, constant const uint* mask, uint i) {
+  return as_type<float>(as_type<uint>(value) ^ (mask[i >> 5] >> (i & 31) << 31));
+}
+inline float4 flip4(float4 values, constant const uint* mask, uint lane) {
+  const uint bits = mask[lane >> 3] >> (lane & 7) * 4;
+  return as_type<float4>(as_type<uint4>(values) ^
+                         ((uint4(bits) << uint4(31, 30, 29, 28)) & uint4(0x80000000)));
+}
+
+// ---- loads and stores of four consecutive values, at any alignment ------------------------------
+template <typename T>
+inline float4 load4(device const T* p) {
+  return float4(float(p[0]), float(p[1]), float(p[2]), float(p[3]));
+}
+template <typename T>
+inline void store4(device T* p, float4 values) {
+  p[0] = T(values.x);
+  p[1] = T(values.y);
+  p[2] = T(values.z);
+  p[3] = T(values.w);
+}
+
+// ---- butterflies (a, b) -> (a + b, a - b), h = 1, 2, 4, ... as the CPU does them ----------------
+template <typename V>
+inline V stage(V value, ushort h, ushort lane) {
+  const V other = simd_shuffle_xor(value, h);
+  return (lane & h) ? other - value : value + other;
+}
+// 32 values, one a lane.
+inline float hadamard_32(float v, ushort lane) {
+  for (ushort h = 1; h < 32; h <<= 1) v = stage(v, h, lane);
+  return v;
+}
+// 128 values, four consecutive ones a lane.
+inline float4 hadamard_128(float4 v, ushort lane) {
+  v = float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
+  v = float4(v.x + v.z, v.y + v.w, v.x - v.z, v.y - v.w);
+  for (ushort h = 1; h < 32; h <<= 1) v = stage(v, h, lane);
+  return v;
+}
+
+// ---- rotations of one group by one simdgroup, every lane active ---------------------------------
+inline float rotate_32(float v, ushort lane) {
+  return hadamard_32(flip(v, SIGNS_32, lane), lane) * SCALE_32;
+}
+inline float unrotate_32(float v, ushort lane) {
+  return flip(hadamard_32(v, lane) * SCALE_32, SIGNS_32, lane);
+}
+inline float4 rotate_128(float4 v, ushort lane) {
+  return flip4(hadamard_128(flip4(v, SIGNS_128_BEFORE, lane), lane) * SCALE_128, SIGNS_128_AFTER,
+               lane);
+}
+inline float4 unrotate_128(float4 v, ushort lane) {
+  return flip4(hadamard_128(flip4(v, SIGNS_128_AFTER, lane), lane) * SCALE_128, SIGNS_128_BEFORE,
+               lane);
+}

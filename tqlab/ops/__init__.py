@@ -1,0 +1,10 @@
+"""Operations with a Metal shader and a torch reference, as torch.library ops `tqlab::...`.
+
+On MPS tensors the shader runs; elsewhere the reference does, unless `metal.simulate` or TQLAB_METAL
+asks for the shader to be executed in the simulator. `reference()` forces the reference anywhere.
+"""
+
+from .base import OPS, reference
+from .rows import wht
+
+__all__ = ["OPS", "reference", "wht"]

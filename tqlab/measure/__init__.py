@@ -1,0 +1,72 @@
+"""What the notebooks measure: every function returns rows (dicts) or tensors, and draws nothing.
+
+Relative MSE is sum |x - x^|^2 / sum |x|^2, dimensionless; bits are stored bits a value, counted
+from the bytes a format really writes, scales and padding included.
+"""
+
+from ..smoke import smoke
+from .codebooks import (
+    cell_rows,
+    codebook_of,
+    codebook_rows,
+    index_entropy,
+    lloyd_max_rows,
+    nearest,
+)
+from .errors import (
+    LOSSY,
+    QUOTED,
+    error_rows,
+    gguf_error_rows,
+    offset_rows,
+    outlier_recipe_bits,
+    round_trip,
+    scale_rows,
+    spread_rows,
+    verdict,
+)
+from .products import attention_rows, inner_product_rows
+from .vectors import (
+    ROTATIONS,
+    capture_kv,
+    coordinate_rows,
+    coordinates,
+    flat,
+    gaussian,
+    layer_rows,
+    relative_mse,
+    rotated,
+    spiked,
+)
+
+__all__ = [
+    "LOSSY",
+    "QUOTED",
+    "ROTATIONS",
+    "attention_rows",
+    "capture_kv",
+    "cell_rows",
+    "codebook_of",
+    "codebook_rows",
+    "coordinate_rows",
+    "coordinates",
+    "error_rows",
+    "flat",
+    "gaussian",
+    "gguf_error_rows",
+    "index_entropy",
+    "inner_product_rows",
+    "layer_rows",
+    "lloyd_max_rows",
+    "nearest",
+    "offset_rows",
+    "outlier_recipe_bits",
+    "relative_mse",
+    "rotated",
+    "round_trip",
+    "scale_rows",
+    "smoke",
+    "spiked",
+    "spread_rows",
+    "verdict",
+]

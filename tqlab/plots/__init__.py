@@ -1,0 +1,41 @@
+"""Figures: functions take rows (or vectors) and return a Figure; nothing is measured here.
+
+Axes carry units, the baseline or the theory bound is drawn, and a format has one colour everywhere.
+"""
+
+from ..tables import Table as table
+from .errors import (
+    attention,
+    cells,
+    codebook,
+    codebooks,
+    inner_products,
+    rate_distortion,
+    sphere_density,
+)
+from .rotation import coordinates_of, heads, histograms, layers, offsets
+from .style import COLOURS, Figure, colour
+from .sweep import k_or_v, kld_against_bits, ppl_against_bytes, sensitivity
+
+__all__ = [
+    "COLOURS",
+    "Figure",
+    "attention",
+    "cells",
+    "codebook",
+    "codebooks",
+    "colour",
+    "coordinates_of",
+    "heads",
+    "histograms",
+    "inner_products",
+    "k_or_v",
+    "kld_against_bits",
+    "layers",
+    "offsets",
+    "ppl_against_bytes",
+    "rate_distortion",
+    "sensitivity",
+    "sphere_density",
+    "table",
+]

@@ -166,14 +166,20 @@ def test_planted_bugs_explode(monkeypatch, bug, pair):
     view = cache_of(k, v, pair)
     expected = full(q, view)
     sound = (attend(q, view) - expected).abs().max()
-    rotate, unrotate = attention.rotate, attention.unrotate
+    rotate, unrotate = attention.rotate_product, attention.unrotate_product
     planted = {
-        "query not rotated": ("rotate", lambda x, name: x),
-        "query rotated twice": ("rotate", lambda x, name: rotate(rotate(x, name), name)),
-        "query rotated for plain keys": ("rotate", lambda x, name: rotate(x, "wht128")),
-        "output not un-rotated": ("unrotate", lambda x, name: x),
-        "output un-rotated twice": ("unrotate", lambda x, name: unrotate(unrotate(x, name), name)),
-        "output un-rotated for plain values": ("unrotate", lambda x, n: unrotate(x, "wht128")),
+        "query not rotated": ("rotate_product", lambda x, name: x),
+        "query rotated twice": ("rotate_product", lambda x, name: rotate(rotate(x, name), name)),
+        "query rotated for plain keys": ("rotate_product", lambda x, name: rotate(x, "wht128")),
+        "output not un-rotated": ("unrotate_product", lambda x, name: x),
+        "output un-rotated twice": (
+            "unrotate_product",
+            lambda x, name: unrotate(unrotate(x, name), name),
+        ),
+        "output un-rotated for plain values": (
+            "unrotate_product",
+            lambda x, n: unrotate(x, "wht128"),
+        ),
     }
     monkeypatch.setattr(attention, *planted[bug])
     assert (attend(q, view) - expected).abs().max() > 1e5 * sound
@@ -183,7 +189,7 @@ def test_planted_bugs_explode(monkeypatch, bug, pair):
 def test_each_rotation_is_called_once(monkeypatch):
     """However many tiles: the cache is never un-rotated."""
     calls = []
-    for name in ("rotate", "unrotate"):
+    for name in ("rotate_product", "unrotate_product"):
         real = getattr(attention, name)
         monkeypatch.setattr(
             attention, name, lambda x, r, name=name, real=real: calls.append(name) or real(x, r)
@@ -191,7 +197,7 @@ def test_each_rotation_is_called_once(monkeypatch):
     monkeypatch.setattr(formats.base.rot, "unrotate", lambda *_: calls.append("cache"))
     k = gaussian(1, 1, 64, 128)
     attend(gaussian(1, 1, 5, 128), cache_of(k, k, ("turbo4", "turbo3")), 4)
-    assert calls == ["rotate", "unrotate"]
+    assert calls == ["rotate_product", "unrotate_product"]
 
 
 def test_the_error_of_a_format_reaches_the_output():

@@ -162,3 +162,14 @@ def test_both_rotations_gaussianise_as_theory_says():
     after = kurtosis(rotation.rotate(x, "wht128")) - 3
     assert abs(after + 2 * before / 128) < 0.03
     assert abs(kurtosis(x @ rotation.haar(128).float().T) - 3 + 6 / 130) < 0.03
+
+
+@pytest.mark.parametrize("name", ["wht32", "wht128"])
+def test_products_with_the_matrix_are_the_rotation(name, device):
+    x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(9)).to(device)
+    turned = rotation.rotate_product(x, name)
+    # 128 float32 products summed in another order: 1e-6 of values around 1
+    torch.testing.assert_close(turned, rotation.rotate(x, name), rtol=0, atol=3e-6)
+    torch.testing.assert_close(rotation.unrotate_product(turned, name), x, rtol=0, atol=3e-6)
+    assert rotation.rotate_product(x, None) is x
+    assert rotation.unrotate_product(x, None) is x

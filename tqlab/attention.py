@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .kvcache import View
-from .rotation import rotate, unrotate
+from .rotation import rotate_product, unrotate_product
 
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
 PREFILL_TILE, DECODE_TILE = 128, 1024
@@ -30,14 +30,14 @@ def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tens
     """
     batch, heads, steps, dim = q.shape
     kv_heads = view.k.data.shape[1]
-    query = rotate(_pad(q * scale, view.k.padded_dim), view.k.format.rotation)
+    query = rotate_product(_pad(q * scale, view.k.padded_dim), view.k.format.rotation)
     state = _OnlineSoftmax(
         query.view(batch, kv_heads, heads // kv_heads, steps, -1), view.v.padded_dim, view.window
     )
     first = view.n - steps  # slot of the first query
     for k, v, start in view.tiles(tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)):
         state.add(k, v, start - first, _padding(view, start, k.shape[2]))
-    out = unrotate(state.result(), view.v.format.rotation)
+    out = unrotate_product(state.result(), view.v.format.rotation)
     return out[..., :dim].reshape(batch, heads, steps, dim)
 
 
@@ -69,9 +69,10 @@ class _OnlineSoftmax:
         q = self.q[:, :, :, seen]
         scores = (q.flatten(2, 3) @ k.mT).view(*q.shape[:-1], n_keys)
         hidden = _hidden(q.shape[3], n_keys, seen.start - ahead, self.window, k.device)
-        for mask in (hidden, padding):
-            if mask is not None:
-                scores.masked_fill_(mask, _HIDDEN)
+        if hidden is not None:  # only the queries it has rows for are near the diagonal
+            scores[:, :, :, : len(hidden)].masked_fill_(hidden, _HIDDEN)
+        if padding is not None:
+            scores.masked_fill_(padding, _HIDDEN)
         old = self.high[:, :, :, seen]
         high = torch.maximum(old, scores.amax(-1, keepdim=True))
         weights = scores.sub_(high).exp_()
@@ -91,11 +92,15 @@ class _OnlineSoftmax:
 
 
 def _hidden(n_queries: int, n_keys: int, shift: int, window: float, device) -> Tensor | None:
-    """True where query i may not see key j, with query 0 at key `shift`: bool [queries, keys]."""
+    """True where query i may not see key j, with query 0 at key `shift`: bool [queries, keys].
+
+    Without a window only the first queries have later keys: the rows of the rest are left out.
+    """
     later, older = n_keys > shift + 1, n_queries + shift > window
     if not (later or older):
         return None
-    ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    rows = n_queries if older else min(n_queries, n_keys - 1 - shift)
+    ones = torch.ones(rows, n_keys, dtype=torch.bool, device=device)
     if not older:
         return ones.triu_(shift + 1)
     return ones.triu(shift + 1) | ones.tril_(shift - int(window))

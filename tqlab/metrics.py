@@ -21,7 +21,8 @@ from torch import Tensor
 from . import data, formats
 from .models import Decoder
 
-HEAD_ROWS = 64  # rows of logits computed at once: [64, vocab] float32
+HEAD_ROWS = 128  # rows of logits computed at once: [128, vocab] float32
+CPU_ROWS = 8  # of these, rows compared at once on a CPU: they and their copies stay in its cache
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,13 @@ def _logit_rows(model: Decoder, piece: Tensor, cache) -> Iterator[tuple[slice, T
     first = len(piece) // 2
     x = model.run(piece[None], cache)[0, first:-1]
     targets = piece[first + 1 :].to(x.device)
+    step = CPU_ROWS if x.device.type == "cpu" else HEAD_ROWS
     for start in range(0, len(x), HEAD_ROWS):
-        rows = slice(start, min(start + HEAD_ROWS, len(x)))
-        yield rows, model.head(x[rows]), targets[rows]
+        logits = model.head(x[start : start + HEAD_ROWS])
+        for i in range(0, len(logits), step):
+            part = logits[i : i + step]
+            rows = slice(start + i, start + i + len(part))
+            yield rows, part, targets[rows]
 
 
 @torch.inference_mode()

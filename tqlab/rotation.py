@@ -78,6 +78,12 @@ def unrotate_columns(y: Tensor, rotation: str) -> Tensor:
     return butterflies(y * (after / scale)).mul_(before * scale)
 
 
+@lru_cache(maxsize=16)
+def matrix(rotation: str, device: torch.device) -> Tensor:
+    """The rotation as a dense matrix, float32 [group, group]: x @ matrix = rotate(x) to 1e-6."""
+    return rotate_columns(torch.eye(group_size(rotation), device=device), rotation).T.contiguous()
+
+
 def rotate(x: Tensor, rotation: str | None) -> Tensor:
     """Rotate the last axis in groups (block-diagonal when it is longer than one group).
 
@@ -100,6 +106,27 @@ def _grouped(x: Tensor, rotation: str | None, columns) -> Tensor:
         raise ValueError(f"{rotation} needs a multiple of {n} values, got {x.shape[-1]}")
     flat = x.float().reshape(-1, n)
     return columns(flat.T.contiguous(), rotation).T.reshape(x.shape)
+
+
+def rotate_product(x: Tensor, rotation: str | None) -> Tensor:
+    """`rotate` as a product with a matrix: float32 [..., n] -> [..., n].
+
+    For queries and outputs, where no byte depends on the last bit: on a CPU it takes an eighth of
+    the butterflies' time.
+    Error: 1e-6 of the largest value.
+    """
+    if rotation is None:
+        return x
+    m = matrix(rotation, x.device)
+    return (x.unflatten(-1, (-1, len(m))) @ m).flatten(-2)
+
+
+def unrotate_product(y: Tensor, rotation: str | None) -> Tensor:
+    """Inverse of `rotate_product`; same shapes and error."""
+    if rotation is None:
+        return y
+    m = matrix(rotation, y.device)
+    return (y.unflatten(-1, (-1, len(m))) @ m.T).flatten(-2)
 
 
 def haar(n: int, seed: int = 0) -> Tensor:

@@ -32,10 +32,10 @@ class Layer:
         self.ffn_norm, self.post_ffw_norm = norm("ffn_norm"), norm("post_ffw_norm")
         self.q_norm, self.k_norm = norm("attn_q_norm", c.head_dim), norm("attn_k_norm", c.head_dim)
         qkv = [name(part) for part in ("attn_q", "attn_k", "attn_v")]
-        self.qkv = w.matrix(*qkv, rows=sum(self.splits), columns=c.n_embd)
+        self.qkv = w.matrix(*qkv, rows=self.splits, columns=c.n_embd)
         self.out = w.matrix(name("attn_output"), rows=c.n_embd, columns=q_dim)
         gate_up = [name("ffn_gate"), name("ffn_up")]
-        self.gate_up = w.matrix(*gate_up, rows=2 * c.n_ff[i], columns=c.n_embd)
+        self.gate_up = w.matrix(*gate_up, rows=(c.n_ff[i],) * 2, columns=c.n_embd)
         self.down = w.matrix(name("ffn_down"), rows=c.n_embd, columns=c.n_ff[i])
 
 

@@ -129,7 +129,7 @@ class Layer:
         parts = ["q", "k", "v"][: 1 + own + (own and has_v)]
         self.splits = [q_dim] + [kv_dim] * (len(parts) - 1)
         names = [f"{prefix}_{part}.weight" for part in parts]
-        self.qkv = w.matrix(*names, rows=sum(self.splits), columns=c.n_embd)
+        self.qkv = w.matrix(*names, rows=self.splits, columns=c.n_embd)
         self.out = w.matrix(f"{prefix}_output.weight", rows=c.n_embd, columns=q_dim)
         self.attn_norm, self.post_attn_norm = vector("attn_norm"), vector("post_attention_norm")
         self.q_norm = vector("attn_q_norm", dim)
@@ -163,7 +163,7 @@ class FeedForward:
     def __init__(self, w: Weights, c: Config, i: int):
         gate, up, down = (f"blk.{i}.ffn_{part}.weight" for part in ("gate", "up", "down"))
         width = w.shape(gate)[0]
-        self.gate_up = w.matrix(gate, up, rows=2 * width, columns=c.n_embd)
+        self.gate_up = w.matrix(gate, up, rows=(width, width), columns=c.n_embd)
         self.down = w.matrix(down, rows=c.n_embd, columns=width)
 
     def __call__(self, x):

@@ -23,11 +23,11 @@ class Layer:
         self.splits = (q_dim, kv_dim, kv_dim)
         self.attn_norm = w.vector(name("attn_norm"), c.n_embd)
         qkv = [name(part) for part in ("attn_q", "attn_k", "attn_v")]
-        self.qkv = w.matrix(*qkv, rows=sum(self.splits), columns=c.n_embd)
+        self.qkv = w.matrix(*qkv, rows=self.splits, columns=c.n_embd)
         self.out = w.matrix(name("attn_output"), rows=c.n_embd, columns=q_dim)
         self.ffn_norm = w.vector(name("ffn_norm"), c.n_embd)
         gate_up = [name("ffn_gate"), name("ffn_up")]
-        self.gate_up = w.matrix(*gate_up, rows=2 * c.n_ff[i], columns=c.n_embd)
+        self.gate_up = w.matrix(*gate_up, rows=(c.n_ff[i],) * 2, columns=c.n_embd)
         self.down = w.matrix(name("ffn_down"), rows=c.n_embd, columns=c.n_ff[i])
 
 

@@ -1,11 +1,13 @@
 """Weight matrices from a GGUF file: dense float32, or packed and unpacked at use."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from .. import formats
-from ..gguf_file import GGUFFile, dequantize
+from ..gguf_file import GGUFError, GGUFFile, dequantize, type_layout
 
 _TILE_VALUES = 1 << 22  # values unpacked at once by a packed matrix: 16 MB
 
@@ -52,9 +54,17 @@ class Packed(Matrix):
         return self.raw.nbytes
 
     def __call__(self, x):
-        step = max(1, _TILE_VALUES // x.shape[-1])
-        parts = [linear(x, dequantize(raw, self.type)) for raw in self.raw.split(step)]
-        return torch.cat(parts, -1)
+        return torch.cat([linear(x, tile) for tile in self._tiles()], -1)
+
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite; all are unpacked once."""
+        return all(bool(tile.isfinite().all()) for tile in self._tiles())
+
+    def _tiles(self):
+        """Its rows in float32, some at a time: [<= step, in]"""
+        raw = self.raw.flatten(0, -2)
+        values = raw.shape[1] // type_layout(self.type)[1] * type_layout(self.type)[0]
+        return (dequantize(part, self.type) for part in raw.split(max(1, _TILE_VALUES // values)))
 
     def rows(self, ids):
         return dequantize(self.raw[ids.flatten()], self.type).view(*ids.shape, -1)
@@ -138,21 +148,17 @@ class Weights:
         """A float32 vector the file may do without."""
         return self.vector(name, size) if self.has(name) else None
 
-    def matrix(self, *names: str, rows: int, columns: int) -> Matrix:
+    def matrix(self, *names: str, rows: int | Sequence[int], columns: int) -> Matrix:
         """The matrices called `names`, stacked along their rows: [rows in all, columns].
 
-        A one-value `.scale` beside a `.weight` multiplies that matrix's output (NVFP4 files), a
-        `.bias` is added to it.
+        `rows`: of each matrix. A one-value `.scale` beside a `.weight` multiplies that matrix's
+        output (NVFP4 files), a `.bias` is added to it.
         """
-        shapes = [self.shape(name) for name in names]
-        if sum(s[0] for s in shapes) != rows or any(s[1:] != (columns,) for s in shapes):
-            raise ValueError(
-                f"{self.file.path}: {' + '.join(names)} have shapes {shapes}; "
-                f"expected {rows} rows of {columns} in all"
-            )
+        sizes = (rows,) if isinstance(rows, int) else rows
+        for name, size in zip(names, sizes, strict=True):
+            self._check(name, (size, columns))
         made = self._packed(names) if self.mode == "packed" else self._dense(names)
         self.nbytes += made.nbytes
-        sizes = [s[0] for s in shapes]
         scale, bias = (
             self._beside(names, sizes, "scale", 1.0),
             self._beside(names, sizes, "bias", 0.0),
@@ -213,4 +219,7 @@ class Weights:
         if type_name not in formats.names() and self.device.type != "cpu":
             self.kept_dense.add(type_name)  # gguf's dequantisers run on the CPU only
             return Dense(self.file.dequantize(name).to(self.device))
-        return Packed(self.file.raw(name).to(self.device), type_name)
+        packed = Packed(self.file.raw(name).to(self.device), type_name)
+        if not packed.is_finite():
+            raise GGUFError(f"{self.file.path}: tensor {name!r} holds NaN or infinite values")
+        return packed

@@ -2,7 +2,7 @@
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from tqlab.tokenizer import CONTROL, NORMAL, USER_DEFINED
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
 
 ALPHABET = sorted(ByteLevel.alphabet())
 MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("o", "r"), ("Ġw", "or")]

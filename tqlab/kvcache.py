@@ -186,7 +186,7 @@ class KVCache:
     """One retention object a layer, and the number of tokens already inside.
 
     Rows of a batch share their positions; shorter prompts are padded on the left, `pads` tokens a
-    row, which no query of that row sees.
+    row, which no query of that row sees. `k` and `v` name one format, or one for each layer.
     Fields: k_format, v_format, max_tokens, offset (tokens held), pads (int64 [B] or None).
     Raises: ValueError for an unknown format, an unfit head, or more tokens than max_tokens.
     """
@@ -194,8 +194,8 @@ class KVCache:
     def __init__(
         self,
         shapes: list[LayerShape],
-        k: str = "q8_0",
-        v: str = "turbo4",
+        k: str | Sequence[str] = "q8_0",
+        v: str | Sequence[str] = "turbo4",
         max_tokens: int = 4096,
         batch: int = 1,
         device="cpu",
@@ -209,14 +209,15 @@ class KVCache:
         self.shapes, self.batch, self.offset = shapes, batch, 0
         self.pads = torch.tensor(pads, device=device) if pads and any(pads) else None
         self.layers = []
-        for shape in shapes:
-            self.layers.append(self._layer(shape, device))
+        names = zip(shapes, _per_layer(k, len(shapes)), _per_layer(v, len(shapes)), strict=True)
+        for shape, k_name, v_name in names:
+            self.layers.append(self._layer(shape, k_name, v_name, device))
 
-    def _layer(self, shape: LayerShape, device):
+    def _layer(self, shape: LayerShape, k: str, v: str, device):
         if shape.donor is not None:
             return SharedLayer(self.layers[shape.donor])
         kind = FullLayer if shape.window is None else SlidingLayer
-        return kind(shape, self.k_format, self.v_format, self.batch, self.max_tokens, device)
+        return kind(shape, k, v, self.batch, self.max_tokens, device)
 
     def reserve(self, n: int) -> None:
         """Check that `n` more tokens fit, before any work starts."""
@@ -267,3 +268,13 @@ class KVCache:
 
     def _stored(self) -> list[FullLayer | SlidingLayer]:
         return [layer for layer in self.layers if not isinstance(layer, SharedLayer)]
+
+
+def _per_layer(names: str | Sequence[str], n_layers: int) -> Sequence[str]:
+    if isinstance(names, str):
+        return [names] * n_layers
+    if len(names) != n_layers:
+        raise ValueError(
+            f"{len(names)} format names for {n_layers} layers: give one, or one a layer"
+        )
+    return names

@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +54,16 @@ def perplexity(
     tokens,
     ctx: int = 512,
     chunks: int | None = None,
-    k: str = "f16",
-    v: str = "f16",
+    k: str | Sequence[str] = "f16",
+    v: str | Sequence[str] = "f16",
     reference: tuple[str, str] | None = None,
     on_chunk: Callable[[str], None] | None = None,
 ) -> Perplexity:
     """Perplexity of `tokens` through a k/v cache, and its KL divergence from a reference cache.
 
     Shapes: tokens: ints, list or 1-D tensor, of the whole text (BOS included where asked)
-    `chunks` limits the number of chunks (None: all); `on_chunk` hears about progress.
+    `k` and `v` name one format, or one for each layer; `chunks` limits the number of chunks (None:
+    all); `on_chunk` hears about progress.
     Error: standard errors over tokens; ppl_se by the delta method.
     Raises: ValueError for a text shorter than a chunk, a context the model lacks, unknown formats.
     """
@@ -74,9 +75,13 @@ def perplexity(
     start, scores = time.perf_counter(), []
     for i, piece in enumerate(pieces):
         if on_chunk:
-            on_chunk(f"{k}/{v}  chunk {i + 1}/{len(pieces)}")
+            on_chunk(f"{_label(k)}/{_label(v)}  chunk {i + 1}/{len(pieces)}")
         scores.append(_score(model, piece, cache, store, i))
     return _summary(scores, time.perf_counter() - start, cache)
+
+
+def _label(names: str | Sequence[str]) -> str:
+    return names if isinstance(names, str) else "+".join(dict.fromkeys(names))
 
 
 def cut(tokens, ctx: int, chunks: int | None, model: Decoder) -> Tensor:

@@ -26,6 +26,7 @@ from .errors import (
     verdict,
 )
 from .products import attention_rows, inner_product_rows
+from .sensitivity import sensitivity_rows
 from .vectors import (
     ROTATIONS,
     capture_kv,
@@ -65,6 +66,7 @@ __all__ = [
     "rotated",
     "round_trip",
     "scale_rows",
+    "sensitivity_rows",
     "smoke",
     "spiked",
     "spread_rows",

@@ -30,6 +30,7 @@ _COMMON = [
     "-w",
     "-fno-exceptions",
     "-fno-rtti",
+    "-fno-threadsafe-statics",
     "-fvisibility=hidden",
 ]
 _SHADER = [

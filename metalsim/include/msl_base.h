@@ -122,7 +122,12 @@ struct array {
   MSL_FN constexpr size_t size() const { return N; }
 };
 
-enum class mem_flags : unsigned { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
+enum class mem_flags : unsigned {
+  mem_none = 0,
+  mem_device = 1,
+  mem_threadgroup = 2,
+  mem_texture = 4
+};
 MSL_FN constexpr mem_flags operator|(mem_flags a, mem_flags b) {
   return (mem_flags)((unsigned)a | (unsigned)b);
 }

@@ -16,7 +16,8 @@ struct msl_site {
   const char* file;
   int line, column;
 };
-#define MSL_SITE msl_site site = msl_site{__builtin_FILE(), __builtin_LINE(), __builtin_COLUMN()}
+#define MSL_SITE \
+  msl_site site = msl_site { __builtin_FILE(), __builtin_LINE(), __builtin_COLUMN() }
 
 extern "C" {
 struct msl_thread_ids {  // mirrored in runtime/runtime.h
@@ -26,7 +27,8 @@ struct msl_thread_ids {  // mirrored in runtime/runtime.h
 extern const msl_thread_ids* msl_current;
 enum { MSL_SCOPE_SIMDGROUP = 0, MSL_SCOPE_THREADGROUP = 1 };
 void msl_rt_barrier(int scope, unsigned flags, msl_site site);
-unsigned msl_rt_gather(const void* value, void* slots, unsigned size, msl_site site, const char* name);
+unsigned msl_rt_gather(const void* value, void* slots, unsigned size, msl_site site,
+                       const char* name);
 void msl_rt_shuffle(void* value, unsigned size, unsigned source, msl_site site, const char* name);
 void* msl_rt_threadgroup(const void* key, size_t size, size_t align);
 void msl_rt_atomic(const void* p, unsigned size, int writes);
@@ -74,30 +76,35 @@ using atomic = _atomic<T>;
 using atomic_int = _atomic<int>;
 using atomic_uint = _atomic<uint>;
 using atomic_float = _atomic<float>;
-// The check is inlined, so that it is reported at the caller's line; the access itself is not checked.
+// The check is inlined, so that it is reported at the caller's line; the access itself is not
+// checked.
 template <class T>
-MSL_COLLECTIVE T msl_atomic_read(const volatile T* p) { return *p; }
+MSL_COLLECTIVE T msl_atomic_read(const volatile T* p) {
+  return *p;
+}
 template <class T>
-MSL_COLLECTIVE void msl_atomic_write(volatile T* p, T x) { *p = x; }
+MSL_COLLECTIVE void msl_atomic_write(volatile T* p, T x) {
+  *p = x;
+}
 template <class T>
 MSL_FN T atomic_load_explicit(const volatile _atomic<T>* p, memory_order) {
   msl_rt_atomic((const void*)p, sizeof(T), 0);
   return msl_atomic_read(&p->msl_value);
 }
-#define MSL_ATOMIC(name, combine)                                    \
-  template <class T, class U>                                        \
-  MSL_FN T name(volatile _atomic<T>* p, U operand, memory_order) {   \
-    msl_rt_atomic((const void*)p, sizeof(T), 1);                     \
-    const T old = msl_atomic_read(&p->msl_value), x = T(operand);    \
-    msl_atomic_write(&p->msl_value, T(combine));                     \
-    return old;                                                      \
+#define MSL_ATOMIC(name, combine)                                  \
+  template <class T, class U>                                      \
+  MSL_FN T name(volatile _atomic<T>* p, U operand, memory_order) { \
+    msl_rt_atomic((const void*)p, sizeof(T), 1);                   \
+    const T old = msl_atomic_read(&p->msl_value), x = T(operand);  \
+    msl_atomic_write(&p->msl_value, T(combine));                   \
+    return old;                                                    \
   }
 MSL_ATOMIC(atomic_exchange_explicit, x)
 MSL_ATOMIC(atomic_fetch_add_explicit, old + x)
 MSL_ATOMIC(atomic_fetch_sub_explicit, old - x)
 MSL_ATOMIC(atomic_fetch_max_explicit, max(old, x))
 MSL_ATOMIC(atomic_fetch_min_explicit, min(old, x))
-MSL_ATOMIC(atomic_fetch_and_explicit, old & x)
+MSL_ATOMIC(atomic_fetch_and_explicit, old& x)
 MSL_ATOMIC(atomic_fetch_or_explicit, old | x)
 MSL_ATOMIC(atomic_fetch_xor_explicit, old ^ x)
 #undef MSL_ATOMIC
@@ -111,8 +118,10 @@ MSL_FN bool atomic_compare_exchange_weak_explicit(volatile _atomic<T>* p, T* exp
   msl_rt_atomic((const void*)p, sizeof(T), 1);
   const T old = msl_atomic_read(&p->msl_value);
   const bool same = old == *expected;
-  if (same) msl_atomic_write(&p->msl_value, T(desired));
-  else *expected = old;
+  if (same)
+    msl_atomic_write(&p->msl_value, T(desired));
+  else
+    *expected = old;
   return same;
 }
 }  // namespace metal
@@ -130,12 +139,16 @@ MSL_COLLECTIVE T& msl_threadgroup() {
 struct msl_pointer_argument {
   void* p;
   template <class T>
-  operator T*() const { return (T*)p; }
+  operator T*() const {
+    return (T*)p;
+  }
 };
 struct msl_reference_argument {
   void* p;
   template <class T>
-  operator T&() const { return *(T*)p; }
+  operator T&() const {
+    return *(T*)p;
+  }
 };
 struct msl_builtin {
   const unsigned* v;
@@ -146,13 +159,20 @@ struct msl_builtin {
   operator ushort2() const { return ushort2(v[0], v[1]); }
   operator ushort3() const { return ushort3(v[0], v[1], v[2]); }
 };
-#define MSL_BUILTIN_thread_position_in_grid msl_builtin{msl_current->position}
-#define MSL_BUILTIN_threadgroup_position_in_grid msl_builtin{msl_current->group}
-#define MSL_BUILTIN_thread_position_in_threadgroup msl_builtin{msl_current->local}
-#define MSL_BUILTIN_threads_per_grid msl_builtin{msl_current->grid}
-#define MSL_BUILTIN_threads_per_threadgroup msl_builtin{msl_current->group_size}
-#define MSL_BUILTIN_dispatch_threads_per_threadgroup msl_builtin{msl_current->dispatch_size}
-#define MSL_BUILTIN_threadgroups_per_grid msl_builtin{msl_current->groups}
+#define MSL_BUILTIN_thread_position_in_grid \
+  msl_builtin { msl_current->position }
+#define MSL_BUILTIN_threadgroup_position_in_grid \
+  msl_builtin { msl_current->group }
+#define MSL_BUILTIN_thread_position_in_threadgroup \
+  msl_builtin { msl_current->local }
+#define MSL_BUILTIN_threads_per_grid \
+  msl_builtin { msl_current->grid }
+#define MSL_BUILTIN_threads_per_threadgroup \
+  msl_builtin { msl_current->group_size }
+#define MSL_BUILTIN_dispatch_threads_per_threadgroup \
+  msl_builtin { msl_current->dispatch_size }
+#define MSL_BUILTIN_threadgroups_per_grid \
+  msl_builtin { msl_current->groups }
 #define MSL_BUILTIN_thread_index_in_threadgroup msl_current->index
 #define MSL_BUILTIN_thread_index_in_simdgroup msl_current->lane
 #define MSL_BUILTIN_simdgroup_index_in_threadgroup msl_current->simdgroup

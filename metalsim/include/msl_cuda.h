@@ -61,13 +61,17 @@ using atomic_int = _atomic<int>;
 using atomic_uint = _atomic<uint>;
 using atomic_float = _atomic<float>;
 template <class T>
-MSL_FN T atomic_load_explicit(const volatile _atomic<T>* p, memory_order) { return p->msl_value; }
+MSL_FN T atomic_load_explicit(const volatile _atomic<T>* p, memory_order) {
+  return p->msl_value;
+}
 template <class T, class U>
-MSL_FN void atomic_store_explicit(volatile _atomic<T>* p, U x, memory_order) { p->msl_value = T(x); }
-#define MSL_ATOMIC(name, cuda)                                        \
-  template <class T, class U>                                         \
-  MSL_FN T name(volatile _atomic<T>* p, U x, memory_order) {          \
-    return cuda((T*)&p->msl_value, T(x));                             \
+MSL_FN void atomic_store_explicit(volatile _atomic<T>* p, U x, memory_order) {
+  p->msl_value = T(x);
+}
+#define MSL_ATOMIC(name, cuda)                               \
+  template <class T, class U>                                \
+  MSL_FN T name(volatile _atomic<T>* p, U x, memory_order) { \
+    return cuda((T*)&p->msl_value, T(x));                    \
   }
 MSL_ATOMIC(atomic_exchange_explicit, atomicExch)
 MSL_ATOMIC(atomic_fetch_add_explicit, atomicAdd)
@@ -80,7 +84,8 @@ MSL_ATOMIC(atomic_fetch_xor_explicit, atomicXor)
 #undef MSL_ATOMIC
 }  // namespace metal
 
-// ---- what the generated launchers use: device pointers, or offsets into a blob passed by value ----
+// ---- what the generated launchers use: device pointers, or offsets into a blob passed by value
+// ----
 struct msl_arguments {  // mirrored in _cuda.py
   unsigned long pointer[31];
   unsigned in_blob, grid[3];
@@ -89,14 +94,19 @@ struct msl_arguments {  // mirrored in _cuda.py
 struct msl_pointer_argument {
   void* p;
   template <class T>
-  __device__ operator T*() const { return (T*)p; }
+  __device__ operator T*() const {
+    return (T*)p;
+  }
 };
 struct msl_reference_argument {
   void* p;
   template <class T>
-  __device__ operator T&() const { return *(T*)p; }
+  __device__ operator T&() const {
+    return *(T*)p;
+  }
 };
-#define MSL_ARGUMENT(i) ((a.in_blob >> i & 1) ? (void*)(a.blob + a.pointer[i]) : (void*)a.pointer[i])
+#define MSL_ARGUMENT(i) \
+  ((a.in_blob >> i & 1) ? (void*)(a.blob + a.pointer[i]) : (void*)a.pointer[i])
 struct msl_builtin {
   unsigned v[3];
   __device__ operator uint() const { return v[0]; }
@@ -110,15 +120,52 @@ struct msl_builtin {
 #define MSL_TAIL(d, i) (::min(blockDim.d, a.grid[i] - blockIdx.d * blockDim.d))
 // On Metal the threads beyond the grid do not exist; here they leave first. A kernel that uses
 // barriers in a partial group therefore needs a grid that is a multiple of the group.
-#define MSL_TAIL_RETURNS \
-  if (MSL_POSITION(x) >= a.grid[0] || MSL_POSITION(y) >= a.grid[1] || MSL_POSITION(z) >= a.grid[2]) return;
-#define MSL_BUILTIN_thread_position_in_grid msl_builtin{{MSL_POSITION(x), MSL_POSITION(y), MSL_POSITION(z)}}
-#define MSL_BUILTIN_threadgroup_position_in_grid msl_builtin{{blockIdx.x, blockIdx.y, blockIdx.z}}
-#define MSL_BUILTIN_thread_position_in_threadgroup msl_builtin{{threadIdx.x, threadIdx.y, threadIdx.z}}
-#define MSL_BUILTIN_threads_per_grid msl_builtin{{a.grid[0], a.grid[1], a.grid[2]}}
-#define MSL_BUILTIN_threads_per_threadgroup msl_builtin{{MSL_TAIL(x, 0), MSL_TAIL(y, 1), MSL_TAIL(z, 2)}}
-#define MSL_BUILTIN_dispatch_threads_per_threadgroup msl_builtin{{blockDim.x, blockDim.y, blockDim.z}}
-#define MSL_BUILTIN_threadgroups_per_grid msl_builtin{{gridDim.x, gridDim.y, gridDim.z}}
+#define MSL_TAIL_RETURNS                                              \
+  if (MSL_POSITION(x) >= a.grid[0] || MSL_POSITION(y) >= a.grid[1] || \
+      MSL_POSITION(z) >= a.grid[2])                                   \
+    return;
+#define MSL_BUILTIN_thread_position_in_grid             \
+  msl_builtin {                                         \
+    {                                                   \
+      MSL_POSITION(x), MSL_POSITION(y), MSL_POSITION(z) \
+    }                                                   \
+  }
+#define MSL_BUILTIN_threadgroup_position_in_grid \
+  msl_builtin {                                  \
+    {                                            \
+      blockIdx.x, blockIdx.y, blockIdx.z         \
+    }                                            \
+  }
+#define MSL_BUILTIN_thread_position_in_threadgroup \
+  msl_builtin {                                    \
+    {                                              \
+      threadIdx.x, threadIdx.y, threadIdx.z        \
+    }                                              \
+  }
+#define MSL_BUILTIN_threads_per_grid  \
+  msl_builtin {                       \
+    {                                 \
+      a.grid[0], a.grid[1], a.grid[2] \
+    }                                 \
+  }
+#define MSL_BUILTIN_threads_per_threadgroup          \
+  msl_builtin {                                      \
+    {                                                \
+      MSL_TAIL(x, 0), MSL_TAIL(y, 1), MSL_TAIL(z, 2) \
+    }                                                \
+  }
+#define MSL_BUILTIN_dispatch_threads_per_threadgroup \
+  msl_builtin {                                      \
+    {                                                \
+      blockDim.x, blockDim.y, blockDim.z             \
+    }                                                \
+  }
+#define MSL_BUILTIN_threadgroups_per_grid \
+  msl_builtin {                           \
+    {                                     \
+      gridDim.x, gridDim.y, gridDim.z     \
+    }                                     \
+  }
 #define MSL_BUILTIN_thread_index_in_threadgroup metal::msl_index()
 #define MSL_BUILTIN_thread_index_in_simdgroup metal::msl_lane()
 #define MSL_BUILTIN_simdgroup_index_in_threadgroup (metal::msl_index() >> 5)

@@ -11,27 +11,33 @@
 #endif
 
 namespace metal {
-#define MSL_MAP1(f)                                        \
-  template <class T, int N>                                \
-  MSL_FN auto f(vec<T, N> v) {                             \
-    vec<decltype(f(v[0])), N> r;                           \
-    for (int i = 0; i < N; i++) r[i] = f(v[i]);            \
-    return r;                                              \
+#define MSL_MAP1(f)                             \
+  template <class T, int N>                     \
+  MSL_FN auto f(vec<T, N> v) {                  \
+    vec<decltype(f(v[0])), N> r;                \
+    for (int i = 0; i < N; i++) r[i] = f(v[i]); \
+    return r;                                   \
   }
-#define MSL_MAP2(f)                                        \
-  template <class T, int N>                                \
-  MSL_FN vec<T, N> f(vec<T, N> a, vec<T, N> b) {           \
-    vec<T, N> r;                                           \
-    for (int i = 0; i < N; i++) r[i] = f(a[i], b[i]);      \
-    return r;                                              \
+#define MSL_MAP2(f)                                   \
+  template <class T, int N>                           \
+  MSL_FN vec<T, N> f(vec<T, N> a, vec<T, N> b) {      \
+    vec<T, N> r;                                      \
+    for (int i = 0; i < N; i++) r[i] = f(a[i], b[i]); \
+    return r;                                         \
   }
-#define MSL_FLOAT1(f, expression)                                          \
-  MSL_FN float f(float x) { return expression; }                           \
-  MSL_FN half f(half h) { float x = (float)h; return half(expression); }   \
+#define MSL_FLOAT1(f, expression)                \
+  MSL_FN float f(float x) { return expression; } \
+  MSL_FN half f(half h) {                        \
+    float x = (float)h;                          \
+    return half(expression);                     \
+  }                                              \
   MSL_MAP1(f)
-#define MSL_FLOAT2(f, expression)                                                            \
-  MSL_FN float f(float x, float y) { return expression; }                                    \
-  MSL_FN half f(half a, half b) { float x = (float)a, y = (float)b; return half(expression); } \
+#define MSL_FLOAT2(f, expression)                         \
+  MSL_FN float f(float x, float y) { return expression; } \
+  MSL_FN half f(half a, half b) {                         \
+    float x = (float)a, y = (float)b;                     \
+    return half(expression);                              \
+  }                                                       \
   MSL_MAP2(f)
 
 MSL_FLOAT1(sqrt, MSL_LIBM(sqrtf)(x))
@@ -91,37 +97,60 @@ MSL_FN vec<T, N> fma(vec<T, N> a, vec<T, N> b, vec<T, N> c) {
   return r;
 }
 
-// ---- abs, min, max, clamp, select, mix: any scalar, mixed scalars promote as in an expression ----
+// ---- abs, min, max, clamp, select, mix: any scalar, mixed scalars promote as in an expression
+// ----
 template <class T, class = enable_if_t<is_integral_v<T>>>
-MSL_FN T abs(T x) { return x < T(0) ? T(-x) : x; }
+MSL_FN T abs(T x) {
+  return x < T(0) ? T(-x) : x;
+}
 MSL_FN float abs(float x) { return fabs(x); }
 MSL_FN half abs(half x) { return fabs(x); }
 MSL_MAP1(abs)
 // fmin/fmax semantics for floats: the operand that is not NaN.
 template <class T>
-MSL_FN T msl_min(T a, T b) { return b < a || a != a ? b : a; }
+MSL_FN T msl_min(T a, T b) {
+  return b < a || a != a ? b : a;
+}
 template <class T>
-MSL_FN T msl_max(T a, T b) { return a < b || a != a ? b : a; }
+MSL_FN T msl_max(T a, T b) {
+  return a < b || a != a ? b : a;
+}
 template <class A, class B, class = enable_if_t<msl_is_scalar<A> && msl_is_scalar<B>>>
 using msl_common = conditional_t<is_same_v<A, B>, A, decltype(declval<A>() + declval<B>())>;
 template <class A, class B, class T = msl_common<A, B>>
-MSL_FN T min(A a, B b) { return msl_min<T>(T(a), T(b)); }
+MSL_FN T min(A a, B b) {
+  return msl_min<T>(T(a), T(b));
+}
 template <class A, class B, class T = msl_common<A, B>>
-MSL_FN T max(A a, B b) { return msl_max<T>(T(a), T(b)); }
+MSL_FN T max(A a, B b) {
+  return msl_max<T>(T(a), T(b));
+}
 template <class A, class B, class C, class T = msl_common<A, msl_common<B, C>>>
-MSL_FN T clamp(A x, B lo, C hi) { return msl_min<T>(msl_max<T>(T(x), T(lo)), T(hi)); }
+MSL_FN T clamp(A x, B lo, C hi) {
+  return msl_min<T>(msl_max<T>(T(x), T(lo)), T(hi));
+}
 template <class A, class B, class T = msl_common<A, B>>
-MSL_FN T select(A a, B b, bool c) { return c ? T(b) : T(a); }
+MSL_FN T select(A a, B b, bool c) {
+  return c ? T(b) : T(a);
+}
 MSL_MAP2(min)
 MSL_MAP2(max)
 template <class T, int N>
-MSL_FN vec<T, N> min(vec<T, N> a, T b) { return min(a, vec<T, N>(b)); }
+MSL_FN vec<T, N> min(vec<T, N> a, T b) {
+  return min(a, vec<T, N>(b));
+}
 template <class T, int N>
-MSL_FN vec<T, N> max(vec<T, N> a, T b) { return max(a, vec<T, N>(b)); }
+MSL_FN vec<T, N> max(vec<T, N> a, T b) {
+  return max(a, vec<T, N>(b));
+}
 template <class T, int N>
-MSL_FN vec<T, N> clamp(vec<T, N> x, vec<T, N> lo, vec<T, N> hi) { return min(max(x, lo), hi); }
+MSL_FN vec<T, N> clamp(vec<T, N> x, vec<T, N> lo, vec<T, N> hi) {
+  return min(max(x, lo), hi);
+}
 template <class T, int N>
-MSL_FN vec<T, N> clamp(vec<T, N> x, T lo, T hi) { return min(max(x, lo), hi); }
+MSL_FN vec<T, N> clamp(vec<T, N> x, T lo, T hi) {
+  return min(max(x, lo), hi);
+}
 template <class T, int N>
 MSL_FN vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<bool, N> c) {
   vec<T, N> r;
@@ -130,7 +159,9 @@ MSL_FN vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<bool, N> c) {
 }
 MSL_FN float mix(float a, float b, float t) { return a + (b - a) * t; }
 template <class T, int N>
-MSL_FN vec<T, N> mix(vec<T, N> a, vec<T, N> b, vec<T, N> t) { return a + (b - a) * t; }
+MSL_FN vec<T, N> mix(vec<T, N> a, vec<T, N> b, vec<T, N> t) {
+  return a + (b - a) * t;
+}
 
 // ---- integers ---------------------------------------------------------------------------------
 template <class T, class = enable_if_t<is_integral_v<T>>>
@@ -146,7 +177,8 @@ template <class T, class = enable_if_t<is_integral_v<T>>>
 MSL_FN T clz(T x) {
   constexpr ulong mask = sizeof(T) == 8 ? ~0ul : (1ul << (8 * (sizeof(T) & 7))) - 1;
   if (!x) return T(8 * sizeof(T));
-  return T(MSL_BITS(__clzll((ulong)x & mask), __builtin_clzl((ulong)x & mask)) - (64 - 8 * (int)sizeof(T)));
+  return T(MSL_BITS(__clzll((ulong)x & mask), __builtin_clzl((ulong)x & mask)) -
+           (64 - 8 * (int)sizeof(T)));
 }
 MSL_MAP1(popcount)
 MSL_MAP1(ctz)
@@ -183,7 +215,9 @@ MSL_FN bool any(vec<bool, N> v) {
   return r;
 }
 template <int N>
-MSL_FN bool all(vec<bool, N> v) { return !any(!v); }
+MSL_FN bool all(vec<bool, N> v) {
+  return !any(!v);
+}
 template <class T, int N>
 MSL_FN T dot(vec<T, N> a, vec<T, N> b) {
   T sum = a[0] * b[0];
@@ -191,11 +225,17 @@ MSL_FN T dot(vec<T, N> a, vec<T, N> b) {
   return sum;
 }
 template <class T, int N>
-MSL_FN T length_squared(vec<T, N> v) { return dot(v, v); }
+MSL_FN T length_squared(vec<T, N> v) {
+  return dot(v, v);
+}
 template <class T, int N>
-MSL_FN T length(vec<T, N> v) { return sqrt(dot(v, v)); }
+MSL_FN T length(vec<T, N> v) {
+  return sqrt(dot(v, v));
+}
 template <class T, int N>
-MSL_FN vec<T, N> normalize(vec<T, N> v) { return v * vec<T, N>(rsqrt(dot(v, v))); }
+MSL_FN vec<T, N> normalize(vec<T, N> v) {
+  return v * vec<T, N>(rsqrt(dot(v, v)));
+}
 template <class T>
 MSL_FN vec<T, 3> cross(vec<T, 3> a, vec<T, 3> b) {
   return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
@@ -204,12 +244,12 @@ MSL_FN vec<T, 3> cross(vec<T, 3> a, vec<T, 3> b) {
 #undef MSL_MAP2
 
 // Both variants are the accurate one here: Apple's fast versions differ by an unpublished amount.
-#define MSL_VARIANTS                                                                              \
-  using metal::abs, metal::acos, metal::asin, metal::atan, metal::atan2, metal::ceil,             \
-      metal::clamp, metal::cos, metal::cosh, metal::exp, metal::exp10, metal::exp2, metal::fabs,  \
-      metal::floor, metal::fma, metal::fmax, metal::fmin, metal::fmod, metal::fract, metal::log,  \
-      metal::log10, metal::log2, metal::max, metal::min, metal::pow, metal::powr, metal::rint,    \
-      metal::round, metal::rsqrt, metal::sin, metal::sinh, metal::sqrt, metal::tan, metal::tanh,  \
+#define MSL_VARIANTS                                                                             \
+  using metal::abs, metal::acos, metal::asin, metal::atan, metal::atan2, metal::ceil,            \
+      metal::clamp, metal::cos, metal::cosh, metal::exp, metal::exp10, metal::exp2, metal::fabs, \
+      metal::floor, metal::fma, metal::fmax, metal::fmin, metal::fmod, metal::fract, metal::log, \
+      metal::log10, metal::log2, metal::max, metal::min, metal::pow, metal::powr, metal::rint,   \
+      metal::round, metal::rsqrt, metal::sin, metal::sinh, metal::sqrt, metal::tan, metal::tanh, \
       metal::trunc;
 namespace precise {
 MSL_VARIANTS

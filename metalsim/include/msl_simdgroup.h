@@ -6,11 +6,11 @@
 #include "msl_math.h"
 
 namespace metal {
-#define MSL_SHUFFLE(name, source)                                       \
-  template <class T>                                                    \
-  MSL_COLLECTIVE T name(T value, ushort k, MSL_SITE) {                          \
-    const unsigned lane = msl_lane();                                   \
-    return msl_shuffle(value, (source), site, #name);                   \
+#define MSL_SHUFFLE(name, source)                      \
+  template <class T>                                   \
+  MSL_COLLECTIVE T name(T value, ushort k, MSL_SITE) { \
+    const unsigned lane = msl_lane();                  \
+    return msl_shuffle(value, (source), site, #name);  \
   }
 MSL_SHUFFLE(simd_shuffle, k + 0 * lane)
 MSL_SHUFFLE(simd_broadcast, k + 0 * lane)
@@ -36,51 +36,51 @@ MSL_COLLECTIVE T simd_shuffle_and_fill_up(T value, T fill, ushort k, MSL_SITE) {
 }
 
 // Reductions over the active lanes, combined as a tree; the order on a real GPU is not published.
-#define MSL_REDUCE(name, combine)                                                     \
-  template <class T>                                                                  \
-  MSL_COLLECTIVE T name(T value, MSL_SITE) {                                                  \
-    T slot[32];                                                                       \
-    const unsigned active = msl_gather(value, slot, site, #name);                     \
-    unsigned have = active;                                                           \
-    for (int step = 16; step; step >>= 1)                                             \
-      for (int i = 0; i < step; i++) {                                                \
-        const bool left = have >> i & 1, right = have >> (i + step) & 1;              \
-        if (left && right) {                                                          \
-          const T x = slot[i], y = slot[i + step];                                    \
-          slot[i] = combine;                                                          \
-        } else if (right) {                                                           \
-          slot[i] = slot[i + step];                                                   \
-          have |= 1u << i;                                                            \
-        }                                                                             \
-      }                                                                               \
-    return slot[0];                                                                   \
+#define MSL_REDUCE(name, combine)                                        \
+  template <class T>                                                     \
+  MSL_COLLECTIVE T name(T value, MSL_SITE) {                             \
+    T slot[32];                                                          \
+    const unsigned active = msl_gather(value, slot, site, #name);        \
+    unsigned have = active;                                              \
+    for (int step = 16; step; step >>= 1)                                \
+      for (int i = 0; i < step; i++) {                                   \
+        const bool left = have >> i & 1, right = have >> (i + step) & 1; \
+        if (left && right) {                                             \
+          const T x = slot[i], y = slot[i + step];                       \
+          slot[i] = combine;                                             \
+        } else if (right) {                                              \
+          slot[i] = slot[i + step];                                      \
+          have |= 1u << i;                                               \
+        }                                                                \
+      }                                                                  \
+    return slot[0];                                                      \
   }
 MSL_REDUCE(simd_sum, T(x + y))
-MSL_REDUCE(simd_product, T(x * y))
+MSL_REDUCE(simd_product, T(x* y))
 MSL_REDUCE(simd_max, max(x, y))
 MSL_REDUCE(simd_min, min(x, y))
-MSL_REDUCE(simd_and, T(x & y))
+MSL_REDUCE(simd_and, T(x& y))
 MSL_REDUCE(simd_or, T(x | y))
 MSL_REDUCE(simd_xor, T(x ^ y))
 #undef MSL_REDUCE
 
-#define MSL_SCAN(name, first, identity, combine)                          \
-  template <class T>                                                      \
-  MSL_COLLECTIVE T name(T value, MSL_SITE) {                                      \
-    T slot[32];                                                           \
-    const unsigned active = msl_gather(value, slot, site, #name);         \
-    T x = T(identity);                                                    \
-    for (unsigned i = 0; i < msl_lane() + first; i++)                     \
-      if (active >> i & 1) {                                              \
-        const T y = slot[i];                                              \
-        x = combine;                                                      \
-      }                                                                   \
-    return x;                                                             \
+#define MSL_SCAN(name, first, identity, combine)                  \
+  template <class T>                                              \
+  MSL_COLLECTIVE T name(T value, MSL_SITE) {                      \
+    T slot[32];                                                   \
+    const unsigned active = msl_gather(value, slot, site, #name); \
+    T x = T(identity);                                            \
+    for (unsigned i = 0; i < msl_lane() + first; i++)             \
+      if (active >> i & 1) {                                      \
+        const T y = slot[i];                                      \
+        x = combine;                                              \
+      }                                                           \
+    return x;                                                     \
   }
 MSL_SCAN(simd_prefix_inclusive_sum, 1, 0, T(x + y))
 MSL_SCAN(simd_prefix_exclusive_sum, 0, 0, T(x + y))
-MSL_SCAN(simd_prefix_inclusive_product, 1, 1, T(x * y))
-MSL_SCAN(simd_prefix_exclusive_product, 0, 1, T(x * y))
+MSL_SCAN(simd_prefix_inclusive_product, 1, 1, T(x* y))
+MSL_SCAN(simd_prefix_exclusive_product, 0, 1, T(x* y))
 #undef MSL_SCAN
 
 struct simd_vote {

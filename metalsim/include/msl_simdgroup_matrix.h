@@ -18,7 +18,8 @@ struct simdgroup_matrix {
   storage_type msl_pair;
   simdgroup_matrix() = default;
   MSL_FN explicit simdgroup_matrix(T diagonal) {
-    const unsigned lane = msl_lane(), row = msl_fragment_row(lane), column = msl_fragment_column(lane);
+    const unsigned lane = msl_lane(), row = msl_fragment_row(lane),
+                   column = msl_fragment_column(lane);
     msl_pair = storage_type(row == column ? diagonal : T(0), row == column + 1 ? diagonal : T(0));
   }
   MSL_FN storage_type& thread_elements() { return msl_pair; }
@@ -51,14 +52,16 @@ template <class T, class Pointer>
 MSL_FN void simdgroup_store(simdgroup_matrix<T, 8, 8> m, Pointer to, ulong stride = 8,
                             ulong2 origin = ulong2(0), bool transpose = false, MSL_SITE) {
   msl_converge(site, "simdgroup_store");
-  for (int i = 0; i < 2; i++) to[msl_fragment_offset<T>(i, stride, origin, transpose)] = m.msl_pair[i];
+  for (int i = 0; i < 2; i++)
+    to[msl_fragment_offset<T>(i, stride, origin, transpose)] = m.msl_pair[i];
 }
 
 // d = a * b + c in float, accumulated over k in order; the order on a real GPU is not published.
 template <class D, class A, class B, class C>
-MSL_COLLECTIVE void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a,
-                                          simdgroup_matrix<B, 8, 8> b, simdgroup_matrix<C, 8, 8> c,
-                                          MSL_SITE) {
+MSL_COLLECTIVE void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d,
+                                                  simdgroup_matrix<A, 8, 8> a,
+                                                  simdgroup_matrix<B, 8, 8> b,
+                                                  simdgroup_matrix<C, 8, 8> c, MSL_SITE) {
   struct Operands {
     vec<A, 2> a;
     vec<B, 2> b;
@@ -67,7 +70,8 @@ MSL_COLLECTIVE void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, 
   mine.a = a.msl_pair;
   mine.b = b.msl_pair;
   msl_gather(mine, slot, site, "simdgroup_multiply_accumulate");
-  const unsigned lane = msl_lane(), row = msl_fragment_row(lane), column = msl_fragment_column(lane);
+  const unsigned lane = msl_lane(), row = msl_fragment_row(lane),
+                 column = msl_fragment_column(lane);
   for (int i = 0; i < 2; i++) {
     float sum = (float)c.msl_pair[i];
     for (unsigned k = 0; k < 8; k++) {

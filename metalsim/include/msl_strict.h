@@ -27,12 +27,12 @@ using vec = T __attribute__((ext_vector_type(N)));
 template <class T, int N>
 using packed_vec = vec<T, N>;  // a class could not be copied out of an address space
 }  // namespace metal
-#define MSL_NAME_VECTOR(T, N)                   \
-  typedef metal::vec<T, N> T##N;                \
-  namespace metal {                             \
-  using ::T##N;                                 \
-  using packed_##T##N = packed_vec<T, N>;       \
-  }                                             \
+#define MSL_NAME_VECTOR(T, N)             \
+  typedef metal::vec<T, N> T##N;          \
+  namespace metal {                       \
+  using ::T##N;                           \
+  using packed_##T##N = packed_vec<T, N>; \
+  }                                       \
   using metal::packed_##T##N;
 #define MSL_NAME_VECTORS(T) MSL_NAME_VECTOR(T, 2) MSL_NAME_VECTOR(T, 3) MSL_NAME_VECTOR(T, 4)
 MSL_NAME_VECTORS(float)
@@ -73,23 +73,26 @@ void simdgroup_barrier(mem_flags);
 #define MSL_DECLARE2(f) \
   template <class T>    \
   T f(T, T);
-#define MSL_DECLARE_MIXED(f)    \
-  template <class A, class B>   \
+#define MSL_DECLARE_MIXED(f)  \
+  template <class A, class B> \
   decltype(A() + B()) f(A, B);
 #define MSL_DECLARE_SHUFFLE(f) \
   template <class T>           \
   T f(T, ushort);
-#define MSL_MATHS                                                                                    \
-  MSL_DECLARE1(sqrt) MSL_DECLARE1(rsqrt) MSL_DECLARE1(exp) MSL_DECLARE1(exp2) MSL_DECLARE1(exp10)    \
-  MSL_DECLARE1(log) MSL_DECLARE1(log2) MSL_DECLARE1(log10) MSL_DECLARE1(sin) MSL_DECLARE1(cos)       \
-  MSL_DECLARE1(tan) MSL_DECLARE1(asin) MSL_DECLARE1(acos) MSL_DECLARE1(atan) MSL_DECLARE1(sinh)      \
-  MSL_DECLARE1(cosh) MSL_DECLARE1(tanh) MSL_DECLARE1(floor) MSL_DECLARE1(ceil) MSL_DECLARE1(trunc)   \
-  MSL_DECLARE1(rint) MSL_DECLARE1(round) MSL_DECLARE1(fabs) MSL_DECLARE1(abs) MSL_DECLARE1(fract)    \
-  MSL_DECLARE_MIXED(min) MSL_DECLARE_MIXED(max) MSL_DECLARE2(pow) MSL_DECLARE2(powr)                 \
-  MSL_DECLARE2(atan2) MSL_DECLARE2(fmod) MSL_DECLARE2(fmin) MSL_DECLARE2(fmax)                       \
-  template <class T>                                                                                 \
-  T fma(T, T, T);                                                                                    \
-  template <class A, class B, class C>                                                               \
+#define MSL_MATHS                                                                                  \
+  MSL_DECLARE1(sqrt)                                                                               \
+  MSL_DECLARE1(rsqrt)                                                                              \
+  MSL_DECLARE1(exp) MSL_DECLARE1(exp2) MSL_DECLARE1(exp10) MSL_DECLARE1(log) MSL_DECLARE1(log2)    \
+      MSL_DECLARE1(log10) MSL_DECLARE1(sin) MSL_DECLARE1(cos) MSL_DECLARE1(tan) MSL_DECLARE1(asin) \
+          MSL_DECLARE1(acos) MSL_DECLARE1(atan) MSL_DECLARE1(sinh) MSL_DECLARE1(cosh)              \
+              MSL_DECLARE1(tanh) MSL_DECLARE1(floor) MSL_DECLARE1(ceil) MSL_DECLARE1(trunc)        \
+                  MSL_DECLARE1(rint) MSL_DECLARE1(round) MSL_DECLARE1(fabs) MSL_DECLARE1(abs)      \
+                      MSL_DECLARE1(fract) MSL_DECLARE_MIXED(min) MSL_DECLARE_MIXED(max)            \
+                          MSL_DECLARE2(pow) MSL_DECLARE2(powr) MSL_DECLARE2(atan2)                 \
+                              MSL_DECLARE2(fmod) MSL_DECLARE2(fmin)                                \
+                                  MSL_DECLARE2(fmax) template <class T>                            \
+                                  T fma(T, T, T);                                                  \
+  template <class A, class B, class C>                                                             \
   decltype(A() + B() + C()) clamp(A, B, C);
 MSL_MATHS
 namespace precise {
@@ -173,19 +176,21 @@ using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
 template <class T, int Columns, int Rows = Columns>
 simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T);
 // Source and destination must be device or threadgroup memory of the matrix's own type.
-#define MSL_DECLARE_MATRIX_ACCESS(AS)                                                               \
-  template <class T>                                                                                \
-  void simdgroup_load(simdgroup_matrix<T, 8, 8>&, AS const T*, ulong = 8, ulong2 = ulong2(0),       \
-                      bool = false);                                                                \
-  template <class T>                                                                                \
-  void simdgroup_store(simdgroup_matrix<T, 8, 8>, AS T*, ulong = 8, ulong2 = ulong2(0), bool = false);
+#define MSL_DECLARE_MATRIX_ACCESS(AS)                                                         \
+  template <class T>                                                                          \
+  void simdgroup_load(simdgroup_matrix<T, 8, 8>&, AS const T*, ulong = 8, ulong2 = ulong2(0), \
+                      bool = false);                                                          \
+  template <class T>                                                                          \
+  void simdgroup_store(simdgroup_matrix<T, 8, 8>, AS T*, ulong = 8, ulong2 = ulong2(0),       \
+                       bool = false);
 MSL_DECLARE_MATRIX_ACCESS(MSL_AS_device)
 MSL_DECLARE_MATRIX_ACCESS(MSL_AS_threadgroup)
 template <class D, class A, class B, class C>
 void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>,
                                    simdgroup_matrix<B, 8, 8>, simdgroup_matrix<C, 8, 8>);
 template <class D, class A, class B>
-void simdgroup_multiply(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>);
+void simdgroup_multiply(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>,
+                        simdgroup_matrix<B, 8, 8>);
 
 enum memory_order { memory_order_relaxed };
 template <class T>
@@ -200,17 +205,20 @@ using atomic_float = _atomic<float>;
 #define MSL_DECLARE_ATOMIC(f, AS) \
   template <class T, class U>     \
   T f(volatile AS _atomic<T>*, U, memory_order);
-#define MSL_DECLARE_ATOMICS(AS)                                                                   \
-  template <class T>                                                                              \
-  T atomic_load_explicit(const volatile AS _atomic<T>*, memory_order);                            \
-  template <class T, class U>                                                                     \
-  void atomic_store_explicit(volatile AS _atomic<T>*, U, memory_order);                           \
-  MSL_DECLARE_ATOMIC(atomic_exchange_explicit, AS) MSL_DECLARE_ATOMIC(atomic_fetch_add_explicit, AS) \
-  MSL_DECLARE_ATOMIC(atomic_fetch_sub_explicit, AS) MSL_DECLARE_ATOMIC(atomic_fetch_max_explicit, AS) \
-  MSL_DECLARE_ATOMIC(atomic_fetch_min_explicit, AS) MSL_DECLARE_ATOMIC(atomic_fetch_and_explicit, AS) \
-  MSL_DECLARE_ATOMIC(atomic_fetch_or_explicit, AS) MSL_DECLARE_ATOMIC(atomic_fetch_xor_explicit, AS)  \
-  template <class T, class U>                                                                     \
-  bool atomic_compare_exchange_weak_explicit(volatile AS _atomic<T>*, T*, U, memory_order, memory_order);
+#define MSL_DECLARE_ATOMICS(AS)                                                             \
+  template <class T>                                                                        \
+  T atomic_load_explicit(const volatile AS _atomic<T>*, memory_order);                      \
+  template <class T, class U>                                                               \
+  void atomic_store_explicit(volatile AS _atomic<T>*, U, memory_order);                     \
+  MSL_DECLARE_ATOMIC(atomic_exchange_explicit, AS)                                          \
+  MSL_DECLARE_ATOMIC(atomic_fetch_add_explicit, AS)                                         \
+  MSL_DECLARE_ATOMIC(atomic_fetch_sub_explicit, AS) MSL_DECLARE_ATOMIC(                     \
+      atomic_fetch_max_explicit, AS) MSL_DECLARE_ATOMIC(atomic_fetch_min_explicit, AS)      \
+      MSL_DECLARE_ATOMIC(atomic_fetch_and_explicit, AS)                                     \
+          MSL_DECLARE_ATOMIC(atomic_fetch_or_explicit, AS)                                  \
+              MSL_DECLARE_ATOMIC(atomic_fetch_xor_explicit, AS) template <class T, class U> \
+              bool atomic_compare_exchange_weak_explicit(volatile AS _atomic<T>*, T*, U,    \
+                                                         memory_order, memory_order);
 MSL_DECLARE_ATOMICS(MSL_AS_device)
 MSL_DECLARE_ATOMICS(MSL_AS_threadgroup)
 }  // namespace metal

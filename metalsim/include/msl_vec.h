@@ -56,8 +56,12 @@ struct alignas(2 * sizeof(T)) vec_data<T, 2> {
   using v2 = vec<T, 2>;
   union {
     T d[2];
-    struct { T x, y; };
-    struct { T r, g; };
+    struct {
+      T x, y;
+    };
+    struct {
+      T r, g;
+    };
     swizzle<v2, T, 2, 0, 1> xy;
     swizzle<v2, T, 2, 1, 0> yx;
   };
@@ -67,8 +71,12 @@ struct alignas(4 * sizeof(T)) vec_data<T, 3> {
   using v2 = vec<T, 2>;
   union {
     T d[4];
-    struct { T x, y, z; };
-    struct { T r, g, b; };
+    struct {
+      T x, y, z;
+    };
+    struct {
+      T r, g, b;
+    };
     swizzle<v2, T, 4, 0, 1> xy;
     swizzle<v2, T, 4, 1, 2> yz;
     swizzle<v2, T, 4, 0, 2> xz;
@@ -80,8 +88,12 @@ struct alignas(4 * sizeof(T)) vec_data<T, 4> {
   using v3 = vec<T, 3>;
   union {
     T d[4];
-    struct { T x, y, z, w; };
-    struct { T r, g, b, a; };
+    struct {
+      T x, y, z, w;
+    };
+    struct {
+      T r, g, b, a;
+    };
     swizzle<v2, T, 4, 0, 1> xy;
     swizzle<v2, T, 4, 2, 3> zw;
     swizzle<v2, T, 4, 1, 2> yz;
@@ -93,24 +105,30 @@ struct alignas(4 * sizeof(T)) vec_data<T, 4> {
 };
 
 template <class A>
-struct msl_width { static constexpr int value = 1; };
+struct msl_width {
+  static constexpr int value = 1;
+};
 template <class T, int N>
-struct msl_width<vec<T, N>> { static constexpr int value = N; };
+struct msl_width<vec<T, N>> {
+  static constexpr int value = N;
+};
 template <class V, class T, int W, int... I>
-struct msl_width<swizzle<V, T, W, I...>> { static constexpr int value = sizeof...(I); };
+struct msl_width<swizzle<V, T, W, I...>> {
+  static constexpr int value = sizeof...(I);
+};
 
-#define MSL_VEC_OPERATOR(op)                                              \
-  friend MSL_FN vec operator op(vec a, vec b) {                           \
-    vec r;                                                                \
-    for (int i = 0; i < N; i++) r.d[i] = T(a.d[i] op b.d[i]);             \
-    return r;                                                             \
-  }                                                                       \
-  friend MSL_FN vec& operator op##=(vec& a, vec b) { return a = a op b; }
-#define MSL_VEC_COMPARISON(op)                                            \
-  friend MSL_FN vec<bool, N> operator op(vec a, vec b) {                  \
-    vec<bool, N> r;                                                       \
-    for (int i = 0; i < N; i++) r.d[i] = a.d[i] op b.d[i];                \
-    return r;                                                             \
+#define MSL_VEC_OPERATOR(op)                                  \
+  friend MSL_FN vec operator op(vec a, vec b) {               \
+    vec r;                                                    \
+    for (int i = 0; i < N; i++) r.d[i] = T(a.d[i] op b.d[i]); \
+    return r;                                                 \
+  }                                                           \
+  friend MSL_FN vec& operator op## = (vec & a, vec b) { return a = a op b; }
+#define MSL_VEC_COMPARISON(op)                             \
+  friend MSL_FN vec<bool, N> operator op(vec a, vec b) {   \
+    vec<bool, N> r;                                        \
+    for (int i = 0; i < N; i++) r.d[i] = a.d[i] op b.d[i]; \
+    return r;                                              \
   }
 
 template <class T, int N>
@@ -126,9 +144,10 @@ struct vec : vec_data<T, N> {
   MSL_FN explicit vec(const vec<U, N>& o) {
     for (int i = 0; i < N; i++) d[i] = T(o.d[i]);
   }
-  template <class A, class B, class... More,
-            class = enable_if_t<msl_width<A>::value + msl_width<B>::value +
-                                    (msl_width<More>::value + ... + 0) == N>>
+  template <
+      class A, class B, class... More,
+      class = enable_if_t<
+          msl_width<A>::value + msl_width<B>::value + (msl_width<More>::value + ... + 0) == N>>
   MSL_FN vec(A first, B second, More... more) {
     int at = 0;
     put(at, first);
@@ -176,13 +195,17 @@ struct vec : vec_data<T, N> {
 
  private:
   template <class U>
-  MSL_FN void put(int& at, U u) { d[at++] = T(u); }
+  MSL_FN void put(int& at, U u) {
+    d[at++] = T(u);
+  }
   template <class U, int M>
   MSL_FN void put(int& at, const vec<U, M>& u) {
     for (int i = 0; i < M; i++) d[at++] = T(u.d[i]);
   }
   template <class V, class U, int W, int... I>
-  MSL_FN void put(int& at, const swizzle<V, U, W, I...>& s) { put(at, V(s)); }
+  MSL_FN void put(int& at, const swizzle<V, U, W, I...>& s) {
+    put(at, V(s));
+  }
 };
 #undef MSL_VEC_OPERATOR
 #undef MSL_VEC_COMPARISON
@@ -191,11 +214,32 @@ struct vec : vec_data<T, N> {
 template <class T, int N>
 struct packed_data;
 template <class T>
-struct packed_data<T, 2> { union { T d[2]; struct { T x, y; }; }; };
+struct packed_data<T, 2> {
+  union {
+    T d[2];
+    struct {
+      T x, y;
+    };
+  };
+};
 template <class T>
-struct packed_data<T, 3> { union { T d[3]; struct { T x, y, z; }; }; };
+struct packed_data<T, 3> {
+  union {
+    T d[3];
+    struct {
+      T x, y, z;
+    };
+  };
+};
 template <class T>
-struct packed_data<T, 4> { union { T d[4]; struct { T x, y, z, w; }; }; };
+struct packed_data<T, 4> {
+  union {
+    T d[4];
+    struct {
+      T x, y, z, w;
+    };
+  };
+};
 template <class T, int N>
 struct packed_vec : packed_data<T, N> {
   using packed_data<T, N>::d;
@@ -245,12 +289,12 @@ MSL_FN vec<T, C> operator*(vec<T, R> v, const matrix<T, C, R>& m) {
 }  // namespace metal
 
 // ---- the keyword-like type names --------------------------------------------------------------
-#define MSL_NAME_VECTOR(T, N)               \
-  namespace metal {                         \
-  using T##N = vec<T, N>;                   \
-  using packed_##T##N = packed_vec<T, N>;   \
-  }                                         \
-  using metal::T##N;                        \
+#define MSL_NAME_VECTOR(T, N)             \
+  namespace metal {                       \
+  using T##N = vec<T, N>;                 \
+  using packed_##T##N = packed_vec<T, N>; \
+  }                                       \
+  using metal::T##N;                      \
   using metal::packed_##T##N;
 #define MSL_NAME_VECTORS(T) MSL_NAME_VECTOR(T, 2) MSL_NAME_VECTOR(T, 3) MSL_NAME_VECTOR(T, 4)
 MSL_NAME_VECTORS(float)
@@ -265,14 +309,16 @@ MSL_NAME_VECTORS(uint)
 MSL_NAME_VECTORS(long)
 MSL_NAME_VECTORS(ulong)
 MSL_NAME_VECTORS(bool)
-#define MSL_NAME_MATRIX(T, C, R)            \
-  namespace metal {                         \
-  using T##C##x##R = matrix<T, C, R>;       \
-  }                                         \
+#define MSL_NAME_MATRIX(T, C, R)      \
+  namespace metal {                   \
+  using T##C##x##R = matrix<T, C, R>; \
+  }                                   \
   using metal::T##C##x##R;
-#define MSL_NAME_MATRICES(T)                                                                   \
-  MSL_NAME_MATRIX(T, 2, 2) MSL_NAME_MATRIX(T, 2, 3) MSL_NAME_MATRIX(T, 2, 4)                   \
-  MSL_NAME_MATRIX(T, 3, 2) MSL_NAME_MATRIX(T, 3, 3) MSL_NAME_MATRIX(T, 3, 4)                   \
-  MSL_NAME_MATRIX(T, 4, 2) MSL_NAME_MATRIX(T, 4, 3) MSL_NAME_MATRIX(T, 4, 4)
+#define MSL_NAME_MATRICES(T)                                                     \
+  MSL_NAME_MATRIX(T, 2, 2)                                                       \
+  MSL_NAME_MATRIX(T, 2, 3)                                                       \
+  MSL_NAME_MATRIX(T, 2, 4) MSL_NAME_MATRIX(T, 3, 2) MSL_NAME_MATRIX(T, 3, 3)     \
+      MSL_NAME_MATRIX(T, 3, 4) MSL_NAME_MATRIX(T, 4, 2) MSL_NAME_MATRIX(T, 4, 3) \
+          MSL_NAME_MATRIX(T, 4, 4)
 MSL_NAME_MATRICES(float)
 MSL_NAME_MATRICES(half)

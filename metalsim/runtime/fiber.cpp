@@ -39,4 +39,6 @@ void context_prepare(Context* context, unsigned char* stack, size_t bytes, void 
   context->stack_pointer = words;
 }
 
-void context_switch(Context* from, Context* to) { switch_stacks(&from->stack_pointer, to->stack_pointer); }
+void context_switch(Context* from, Context* to) {
+  switch_stacks(&from->stack_pointer, to->stack_pointer);
+}

@@ -21,7 +21,8 @@ const char* base_name(const char* path) {
 }
 
 static int by_pc(const void* a, const void* b) {
-  const uintptr_t x = (uintptr_t)((const msl_source_line*)a)->pc, y = (uintptr_t)((const msl_source_line*)b)->pc;
+  const uintptr_t x = (uintptr_t)((const msl_source_line*)a)->pc,
+                  y = (uintptr_t)((const msl_source_line*)b)->pc;
   return x < y ? -1 : x > y;
 }
 
@@ -32,8 +33,10 @@ Where where_is(const void* pc) {
   uint64_t low = 0, high = msl_source_line_count;
   while (low < high) {
     const uint64_t middle = (low + high) / 2;
-    if (msl_source_lines[middle].pc < pc) low = middle + 1;
-    else high = middle;
+    if (msl_source_lines[middle].pc < pc)
+      low = middle + 1;
+    else
+      high = middle;
   }
   if (low == msl_source_line_count || msl_source_lines[low].pc != pc) return {"?", 0};
   return {msl_source_lines[low].file, (int)msl_source_lines[low].line};
@@ -77,7 +80,8 @@ MSL_API const char* msl_findings() {  // kind TAB file TAB line TAB text, one a 
   output[0] = 0;
   for (int i = 0; i < count; i++) {
     const Finding& f = findings[i];
-    at += snprintf(output + at, sizeof output - at, "%s\t%s\t%d\t%s\n", f.kind, f.file, f.line, f.text);
+    at += snprintf(output + at, sizeof output - at, "%s\t%s\t%d\t%s\n", f.kind, f.file, f.line,
+                   f.text);
   }
   return output;
 }

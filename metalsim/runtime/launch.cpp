@@ -37,12 +37,13 @@ static int prepare_stacks() {
 }
 static unsigned char* stack_of(unsigned i) {
   const size_t guard = 16 * 1024;  // one page on every platform
-  for (; ready_stacks <= i; ready_stacks++) mprotect(stacks + STACK_BYTES * ready_stacks, guard, PROT_NONE);
+  for (; ready_stacks <= i; ready_stacks++)
+    mprotect(stacks + STACK_BYTES * ready_stacks, guard, PROT_NONE);
   return stacks + STACK_BYTES * i;
 }
 
-static void place_thread(Fiber& f, unsigned i, const unsigned* at, const unsigned* size, const unsigned* grid,
-                         const unsigned* dispatch, const unsigned* groups) {
+static void place_thread(Fiber& f, unsigned i, const unsigned* at, const unsigned* size,
+                         const unsigned* grid, const unsigned* dispatch, const unsigned* groups) {
   msl_thread_ids& ids = f.ids;
   const unsigned local[3] = {i % size[0], i / size[0] % size[1], i / (size[0] * size[1])};
   for (int d = 0; d < 3; d++) {
@@ -65,7 +66,8 @@ static void place_thread(Fiber& f, unsigned i, const unsigned* at, const unsigne
 // Threads beyond the grid do not exist: tail groups are smaller.
 static void run_threadgroup(unsigned number, const unsigned* grid, const unsigned* dispatch,
                             const unsigned* groups) {
-  const unsigned at[3] = {number % groups[0], number / groups[0] % groups[1], number / (groups[0] * groups[1])};
+  const unsigned at[3] = {number % groups[0], number / groups[0] % groups[1],
+                          number / (groups[0] * groups[1])};
   unsigned size[3];
   group.threads = 1;
   for (int d = 0; d < 3; d++) {
@@ -75,7 +77,8 @@ static void run_threadgroup(unsigned number, const unsigned* grid, const unsigne
   }
   group.number = number;
   group.simdgroups = (group.threads + LANES - 1) / LANES;
-  for (unsigned i = 0; i < group.threads; i++) place_thread(group.fibers[i], i, at, size, grid, dispatch, groups);
+  for (unsigned i = 0; i < group.threads; i++)
+    place_thread(group.fibers[i], i, at, size, grid, dispatch, groups);
   checker.threadgroup.start();
   for (unsigned s = 0; s < group.simdgroups; s++) checker.simdgroup[s].start();
   threadgroup_memory_reset(checker.on);
@@ -90,8 +93,8 @@ static const msl_kernel* find_kernel(const char* name) {
 
 // Returns the number of findings; msl_failure() says why a launch could not be made.
 MSL_API int msl_launch(const char* name, void** buffers, const Region* regions, int region_count,
-                          const unsigned* grid, const unsigned* dispatch, uint64_t seed, int check,
-                          int allow_partial) {
+                       const unsigned* grid, const unsigned* dispatch, uint64_t seed, int check,
+                       int allow_partial) {
   findings_clear();
   const msl_kernel* kernel = find_kernel(name);
   unsigned groups[3];
@@ -99,7 +102,8 @@ MSL_API int msl_launch(const char* name, void** buffers, const Region* regions, 
   for (int d = 0; d < 3; d++) total *= groups[d] = (grid[d] + dispatch[d] - 1) / dispatch[d];
   if (!kernel) fail("no kernel %s in this library", name);
   if (!stacks && !prepare_stacks()) fail("no memory for the threads' stacks");
-  if (total >= 1u << 22) fail("%llu threadgroups: at most 4194303 can be simulated", (unsigned long long)total);
+  if (total >= 1u << 22)
+    fail("%llu threadgroups: at most 4194303 can be simulated", (unsigned long long)total);
   if (failure()[0]) return 0;
   group.run = kernel->run;
   group.buffers = buffers;

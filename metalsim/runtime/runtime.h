@@ -68,7 +68,8 @@ struct Group {
   void** buffers;
   bool stopped;  // an access no thread could survive: the launch ends here
   bool allow_partial;
-  unsigned char offered[MAX_SIMDGROUPS][LANES][SLOT_BYTES], taken[MAX_SIMDGROUPS][LANES][SLOT_BYTES];
+  unsigned char offered[MAX_SIMDGROUPS][LANES][SLOT_BYTES],
+      taken[MAX_SIMDGROUPS][LANES][SLOT_BYTES];
   uint64_t random;
 };
 extern Group group;
@@ -83,7 +84,8 @@ struct Where {
 };
 Where where_is(const void* pc);
 const char* base_name(const char* path);
-void report(const char* kind, Where where, const char* format, ...) __attribute__((format(printf, 3, 4)));
+void report(const char* kind, Where where, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void findings_clear();
 int findings_count();

@@ -37,11 +37,15 @@ static void wait_at(State state, msl_site site, const char* name, unsigned flags
   f->flags = flags;
   yield(state);
 }
-static unsigned char* slot_of(const Fiber* f) { return group.offered[f->ids.simdgroup][f->ids.lane]; }
+static unsigned char* slot_of(const Fiber* f) {
+  return group.offered[f->ids.simdgroup][f->ids.lane];
+}
 
 extern "C" void msl_rt_barrier(int scope, unsigned flags, msl_site site) {
-  if (scope) wait_at(AT_THREADGROUP_BARRIER, site, "threadgroup_barrier", flags);
-  else wait_at(AT_SIMDGROUP_BARRIER, site, "simdgroup_barrier", flags);
+  if (scope)
+    wait_at(AT_THREADGROUP_BARRIER, site, "threadgroup_barrier", flags);
+  else
+    wait_at(AT_SIMDGROUP_BARRIER, site, "simdgroup_barrier", flags);
 }
 
 extern "C" unsigned msl_rt_gather(const void* value, void* slots, unsigned size, msl_site site,
@@ -55,7 +59,8 @@ extern "C" unsigned msl_rt_gather(const void* value, void* slots, unsigned size,
   return f->active;
 }
 
-extern "C" void msl_rt_shuffle(void* value, unsigned size, unsigned source, msl_site site, const char* name) {
+extern "C" void msl_rt_shuffle(void* value, unsigned size, unsigned source, msl_site site,
+                               const char* name) {
   Fiber* f = group.current;
   memcpy(slot_of(f), value, size);
   f->shuffles = true;
@@ -87,17 +92,18 @@ static void check_collective(Fiber* lanes, unsigned n, unsigned mask, const Fibe
   if (mask != everyone && (first.state == AT_SIMDGROUP_BARRIER || !group.allow_partial)) {
     bool elsewhere = false;
     for (unsigned i = 0; i < n; i++) elsewhere |= !(mask >> i & 1) && lanes[i].state != DONE;
-    report(first.state == AT_SIMDGROUP_BARRIER ? "divergent barrier" : "divergent collective", where,
-           "%s reached by %d of %u lanes of simdgroup %u (mask %08x); the others %s", first.name,
-           __builtin_popcount(mask), n, first.ids.simdgroup, mask,
+    report(first.state == AT_SIMDGROUP_BARRIER ? "divergent barrier" : "divergent collective",
+           where, "%s reached by %d of %u lanes of simdgroup %u (mask %08x); the others %s",
+           first.name, __builtin_popcount(mask), n, first.ids.simdgroup, mask,
            elsewhere ? "wait elsewhere" : "have returned");
   }
   for (unsigned i = 0; i < n; i++) {
     const Fiber& f = lanes[i];
     if (!(mask >> i & 1) || f.state != AT_COLLECTIVE || !f.shuffles) continue;
     if (f.source < LANES && (mask >> f.source & 1)) continue;
-    report("inactive lane", where, "%s: lane %u reads lane %u, which is inactive (undefined on a GPU)",
-           f.name, i, f.source);
+    report("inactive lane", where,
+           "%s: lane %u reads lane %u, which is inactive (undefined on a GPU)", f.name, i,
+           f.source);
   }
 }
 
@@ -150,14 +156,16 @@ static bool release_barrier() {
     const Fiber& f = group.fibers[i];
     if (f.state == DONE) continue;
     waiting++;
-    if (!first) first = &f;
-    else same = same && same_place(f, *first);
+    if (!first)
+      first = &f;
+    else
+      same = same && same_place(f, *first);
   }
   if (!first) return false;
   const Where where = {first->site.file, first->site.line};
   if (checker.on && waiting != group.threads)
-    report("divergent barrier", where, "%u threads wait at threadgroup_barrier, %u have returned", waiting,
-           group.threads - waiting);
+    report("divergent barrier", where, "%u threads wait at threadgroup_barrier, %u have returned",
+           waiting, group.threads - waiting);
   if (checker.on && !same)
     report("divergent barrier", where, "the threads of a threadgroup wait at different barriers");
   checker.threadgroup.barrier(first->flags);

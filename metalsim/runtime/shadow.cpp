@@ -1,10 +1,10 @@
 // Memory checks. The kernel is compiled with -fsanitize=thread, and the __tsan_* hooks are ours:
 // each load and store reaches byte-level shadow cells that remember the last write, the reads since
 // it, and how many barriers lay before them.
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "runtime.h"
 
@@ -49,7 +49,8 @@ void threadgroup_memory_reset(bool checked) {
                                               MAP_PRIVATE | MAP_ANON, -1, 0);
     threadgroup_top = THREADGROUP_ARENA;
   }
-  if (checked && !threadgroup_cells) threadgroup_cells = (Cell*)calloc(THREADGROUP_ARENA, sizeof(Cell));
+  if (checked && !threadgroup_cells)
+    threadgroup_cells = (Cell*)calloc(THREADGROUP_ARENA, sizeof(Cell));
   memset(threadgroup_memory, 0xFD, threadgroup_top);  // junk, as another kernel would have left
   if (checked) memset((void*)threadgroup_cells, 0, threadgroup_top * sizeof(Cell));
   array_count = 0;
@@ -63,7 +64,8 @@ extern "C" void* msl_rt_threadgroup(const void* key, size_t bytes, size_t align)
   const size_t start = (threadgroup_top + THREADGROUP_GAP + align - 1) & ~(align - 1);
   threadgroup_bytes += (bytes + 15) & ~(size_t)15;
   if (threadgroup_bytes > THREADGROUP_LIMIT || array_count == MAX_THREADGROUP_ARRAYS) {
-    fail("threadgroup memory: %zu bytes exceed the limit of %zu", threadgroup_bytes, THREADGROUP_LIMIT);
+    fail("threadgroup memory: %zu bytes exceed the limit of %zu", threadgroup_bytes,
+         THREADGROUP_LIMIT);
     stop_launch();
   }
   arrays[array_count++] = {key, start, bytes};
@@ -103,15 +105,17 @@ static void report_race(const char* what, const char* memory, size_t byte, const
   const uint32_t other = before.thread - 1;
   const Where there = where_is(absolute(before.pc));
   const bool flag = wrong_flag(before, me);
-  const char* hint = !same_threadgroup(other, me) ? "nothing orders different threadgroups within a launch"
-                     : !flag                      ? "no barrier between them"
-                     : kind == IN_DEVICE          ? "the barrier between them lacks mem_device"
-                                                  : "the barrier between them lacks mem_threadgroup";
-  report(flag ? "wrong memory flag" : "race", where_is(pc),
-         "%s of %s, byte %zu: threadgroup %u thread %u (simdgroup %u, lane %u) against threadgroup %u "
-         "thread %u (simdgroup %u, lane %u) at %s:%d; %s",
-         what, memory, byte, me >> 10, me & 1023, (me & 1023) >> 5, me & 31, other >> 10, other & 1023,
-         (other & 1023) >> 5, other & 31, base_name(there.file), there.line, hint);
+  const char* hint = !same_threadgroup(other, me)
+                         ? "nothing orders different threadgroups within a launch"
+                     : !flag             ? "no barrier between them"
+                     : kind == IN_DEVICE ? "the barrier between them lacks mem_device"
+                                         : "the barrier between them lacks mem_threadgroup";
+  report(
+      flag ? "wrong memory flag" : "race", where_is(pc),
+      "%s of %s, byte %zu: threadgroup %u thread %u (simdgroup %u, lane %u) against threadgroup %u "
+      "thread %u (simdgroup %u, lane %u) at %s:%d; %s",
+      what, memory, byte, me >> 10, me & 1023, (me & 1023) >> 5, me & 31, other >> 10, other & 1023,
+      (other & 1023) >> 5, other & 31, base_name(there.file), there.line, hint);
 }
 
 // Adds this read to the summary of reads since the last write. OTHER_SIMDGROUPS and OTHER_LANES
@@ -125,7 +129,8 @@ static void note_read(Cell& cell, uint32_t me, Kind kind, const Access& now) {
       readers |= OTHER_THREADGROUPS;
     } else if (!before_threadgroup_barrier(cell.read, kind)) {
       readers |= cell.readers & OTHER_SIMDGROUPS;
-      if (!same_simdgroup(other, me)) readers |= OTHER_SIMDGROUPS;
+      if (!same_simdgroup(other, me))
+        readers |= OTHER_SIMDGROUPS;
       else if (!before_simdgroup_barrier(cell.read, me, kind))
         readers |= (cell.readers & OTHER_LANES) | (other == me ? 0 : OTHER_LANES);
     }
@@ -145,10 +150,12 @@ static void touch(Cell& cell, bool writes, bool atomic, Kind kind, const char* m
                   const void* pc) {
   const uint32_t me = group.current->id;
   const unsigned simdgroup = group.current->ids.simdgroup;
-  const Access now = {me + 1, checker.threadgroup.count, checker.simdgroup[simdgroup].count, relative(pc)};
+  const Access now = {me + 1, checker.threadgroup.count, checker.simdgroup[simdgroup].count,
+                      relative(pc)};
   const bool both_atomic = atomic && cell.atomic;
   if (cell.write.thread && !both_atomic && !ordered(cell.write, me, kind))
-    report_race(writes ? "write after write" : "read after write", memory, byte, cell.write, me, kind, pc);
+    report_race(writes ? "write after write" : "read after write", memory, byte, cell.write, me,
+                kind, pc);
   if (!writes) {
     if (!atomic) note_read(cell, me, kind, now);
     return;
@@ -167,7 +174,8 @@ void shadow_begin(const Region* regions, int count) {
   last_buffer = 0;
   for (int i = 0; i < count; i++) {
     buffers[i].region = regions[i];
-    buffers[i].cells = regions[i].read_only ? nullptr : (Cell*)calloc(regions[i].bytes + 1, sizeof(Cell));
+    buffers[i].cells =
+        regions[i].read_only ? nullptr : (Cell*)calloc(regions[i].bytes + 1, sizeof(Cell));
   }
 }
 void shadow_end() {
@@ -175,7 +183,8 @@ void shadow_end() {
   buffer_count = 0;
 }
 
-static void in_threadgroup_memory(const unsigned char* p, size_t n, bool writes, bool atomic, const void* pc) {
+static void in_threadgroup_memory(const unsigned char* p, size_t n, bool writes, bool atomic,
+                                  const void* pc) {
   const size_t start = p - threadgroup_memory;
   bool inside = false;
   for (int i = 0; i < array_count; i++)
@@ -188,7 +197,8 @@ static void in_threadgroup_memory(const unsigned char* p, size_t n, bool writes,
   for (size_t i = 0; i < n; i++) {
     Cell& cell = threadgroup_cells[start + i];
     if (!writes && !cell.write.thread)
-      report("uninitialised", where_is(pc), "thread %u reads threadgroup memory that no thread has written",
+      report("uninitialised", where_is(pc),
+             "thread %u reads threadgroup memory that no thread has written",
              group.current->ids.index);
     touch(cell, writes, atomic, IN_THREADGROUP, "threadgroup memory", start + i, pc);
   }
@@ -205,7 +215,8 @@ static Buffer* nearest_buffer(const unsigned char* p) {
   Buffer* nearest = nullptr;  // outside all: name the one it most likely belongs to
   uintptr_t distance = ~(uintptr_t)0;
   for (int i = 0; i < buffer_count; i++) {
-    const uintptr_t start = (uintptr_t)buffers[i].region.start, end = start + buffers[i].region.bytes;
+    const uintptr_t start = (uintptr_t)buffers[i].region.start,
+                    end = start + buffers[i].region.bytes;
     const uintptr_t d = (uintptr_t)p < start ? start - (uintptr_t)p : (uintptr_t)p - end;
     if (d < distance) nearest = &buffers[i], distance = d;
   }
@@ -215,13 +226,16 @@ static Buffer* nearest_buffer(const unsigned char* p) {
 static void in_buffers(const unsigned char* p, size_t n, bool writes, bool atomic, const void* pc) {
   Buffer* b = nearest_buffer(p);
   if (!b || p < b->region.start || p + n > b->region.start + b->region.bytes) {
-    report("out of bounds", where_is(pc), "%s of %zu bytes at byte %ld of %s, which has %zu; by thread %u of threadgroup %u",
-           writes ? "write" : "read", n, b ? (long)(p - b->region.start) : 0, b ? b->region.name : "no buffer",
-           b ? b->region.bytes : 0, group.current->ids.index, group.number);
+    report("out of bounds", where_is(pc),
+           "%s of %zu bytes at byte %ld of %s, which has %zu; by thread %u of threadgroup %u",
+           writes ? "write" : "read", n, b ? (long)(p - b->region.start) : 0,
+           b ? b->region.name : "no buffer", b ? b->region.bytes : 0, group.current->ids.index,
+           group.number);
     stop_launch();
   }
   if (writes && b->region.read_only) {
-    report("write through const", where_is(pc), "%s is const in the kernel's signature", b->region.name);
+    report("write through const", where_is(pc), "%s is const in the kernel's signature",
+           b->region.name);
     return;
   }
   if (!b->cells) return;
@@ -233,18 +247,20 @@ static void in_buffers(const unsigned char* p, size_t n, bool writes, bool atomi
 // Program-scope constants and literals: readable if mapped. Remembers pages it has asked about.
 static void elsewhere(const unsigned char* p, bool writes, const void* pc) {
   static uintptr_t known[64];
-  const uintptr_t page = (uintptr_t)p >> 12;
+  static const uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+  const uintptr_t page = (uintptr_t)p / page_bytes;
   if (!writes && known[page & 63] == page) return;
-  if (!writes && msync((void*)(page << 12), 1, MS_ASYNC) == 0) {
+  if (!writes && msync((void*)(page * page_bytes), 1, MS_ASYNC) == 0) {
     known[page & 63] = page;
     return;
   }
-  report("out of bounds", where_is(pc), "%s of address %p, outside every buffer", writes ? "write" : "read",
-         (const void*)p);
+  report("out of bounds", where_is(pc), "%s of address %p, outside every buffer",
+         writes ? "write" : "read", (const void*)p);
   stop_launch();
 }
 
-static void access(const void* address, size_t n, bool writes, bool atomic, size_t align, const void* pc) {
+static void access(const void* address, size_t n, bool writes, bool atomic, size_t align,
+                   const void* pc) {
   const unsigned char* p = (const unsigned char*)address;
   const Fiber* f = group.current;
   if (!f || !checker.on || (p >= f->stack && p < f->stack + STACK_BYTES)) return;
@@ -255,10 +271,14 @@ static void access(const void* address, size_t n, bool writes, bool atomic, size
   const bool in_arena = p >= checker.arena && p < checker.arena_end;
   const bool in_threadgroup = p >= threadgroup_memory && p < threadgroup_memory + THREADGROUP_ARENA;
   if ((in_arena || in_threadgroup) && ((uintptr_t)p & (align - 1)))
-    report("misaligned", where_is(pc), "%zu-byte access at an address that is no multiple of %zu", n, align);
-  if (in_threadgroup) in_threadgroup_memory(p, n, writes, atomic, pc);
-  else if (in_arena) in_buffers(p, n, writes, atomic, pc);
-  else elsewhere(p, writes, pc);
+    report("misaligned", where_is(pc), "%zu-byte access at an address that is no multiple of %zu",
+           n, align);
+  if (in_threadgroup)
+    in_threadgroup_memory(p, n, writes, atomic, pc);
+  else if (in_arena)
+    in_buffers(p, n, writes, atomic, pc);
+  else
+    elsewhere(p, writes, pc);
 }
 
 // ---- hooks ------------------------------------------------------------------------------------
@@ -267,10 +287,10 @@ extern "C" void msl_rt_atomic(const void* p, unsigned size, int writes) {
 }
 
 #define PC __builtin_return_address(0)
-#define HOOKS(n, align)                                                                              \
-  extern "C" void __tsan_read##n(void* p) { access(p, n, false, false, align, PC); }                 \
-  extern "C" void __tsan_write##n(void* p) { access(p, n, true, false, align, PC); }                 \
-  extern "C" void __tsan_unaligned_read##n(void* p) { access(p, n, false, false, 1, PC); }           \
+#define HOOKS(n, align)                                                                    \
+  extern "C" void __tsan_read##n(void* p) { access(p, n, false, false, align, PC); }       \
+  extern "C" void __tsan_write##n(void* p) { access(p, n, true, false, align, PC); }       \
+  extern "C" void __tsan_unaligned_read##n(void* p) { access(p, n, false, false, 1, PC); } \
   extern "C" void __tsan_unaligned_write##n(void* p) { access(p, n, true, false, 1, PC); }
 HOOKS(1, 1)
 HOOKS(2, 2)

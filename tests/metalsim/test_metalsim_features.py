@@ -155,7 +155,7 @@ def test_results_do_not_depend_on_the_seed(features):
         np.testing.assert_array_equal(y, results[0])
 
 
-# ---- a kernel in the style of real ones --------------------------------------------------------------
+# ---- a kernel in the style of real ones --------------------------------------------------------
 def hadamard(n: int) -> np.ndarray:
     h = np.ones((1, 1))
     while len(h) < n:

@@ -46,7 +46,7 @@ def test_a_kernel_that_divides_by_zero_leaves_the_caller_alive(features):
 
 
 def test_a_wild_write_crashes_the_worker_only(load):
-    with pytest.raises(RuntimeError, match="SIG(SEGV|BUS)"):
+    with pytest.raises(RuntimeError, match=r"SIG(SEGV|BUS)"):
         load("features", check=False).far_write(torch.zeros(4), 1 << 29)
     with pytest.raises(metalsim.Diagnostics, match="out of bounds"):
         load("features", check=True).far_write(torch.zeros(4), 1 << 29)
@@ -103,7 +103,10 @@ y = torch.zeros(4)
 library.fill(y, 2.5)
 print(y.tolist())
 """
-FILL = "kernel void fill(device float* y, constant float& v, uint i [[thread_position_in_grid]]) { y[i] = v; }"
+FILL = (
+    "kernel void fill(device float* y, constant float& v, uint i [[thread_position_in_grid]])"
+    " { y[i] = v; }"
+)
 
 
 @pytest.mark.parametrize("how", ["stdin", "script", "command"])
@@ -142,7 +145,7 @@ def test_a_forked_child_gets_its_own_worker(compiler, tmp_path):
     subprocess.run(command, env=env, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
 
 
-# ---- the cache ---------------------------------------------------------------------------------------
+# ---- the cache ---------------------------------------------------------------------------------
 @pytest.fixture
 def counted(compiler, tmp_path, monkeypatch):
     """An empty cache, and the list of compiler runs."""

@@ -15,10 +15,12 @@ import metalsim
 SOURCE = """
 #include <metal_stdlib>
 using namespace metal;
-// steps: per thread and phase (0 none, 1 read, 2 write) * 8 + cell; syncs: per phase scope * 4 + flags
-kernel void program(device int* cells, device const int* steps, device const int* syncs, device int* sink,
-                    device const int& phases, uint gid [[thread_position_in_grid]],
-                    uint t [[thread_index_in_threadgroup]], uint size [[threads_per_threadgroup]]) {
+// steps: per thread and phase, (0 none, 1 read, 2 write) * 8 + cell
+// syncs: per phase, scope * 4 + flags
+kernel void program(device int* cells, device const int* steps, device const int* syncs,
+                    device int* sink, device const int& phases,
+                    uint gid [[thread_position_in_grid]], uint t [[thread_index_in_threadgroup]],
+                    uint size [[threads_per_threadgroup]]) {
   threadgroup int local[4];
   for (uint i = t; i < 4; i += size) local[i] = 0;
   threadgroup_barrier(mem_flags::mem_threadgroup);

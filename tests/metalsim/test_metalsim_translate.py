@@ -16,7 +16,7 @@ def rewritten(source: str, backend: str = "cpu") -> str:
     return " ".join(_translate.translate_source(source, backend).code.split())
 
 
-# ---- tokens and rewriting ------------------------------------------------------------------------
+# ---- tokens and rewriting ----------------------------------------------------------------------
 def test_tokens_rebuild_the_source():
     source = 'a[b[i]] = x->y >> 2; // "[[" \n[[unroll]] for (;;) s = "a\\"]]";'
     assert "".join(t.text for t in _lexer.tokenize(source)) == source
@@ -88,7 +88,7 @@ def test_signatures():
     assert _signatures.Kernel.from_json(kernels[0].to_json()) == kernels[0]
 
 
-# ---- source lines -----------------------------------------------------------------------------------
+# ---- source lines ------------------------------------------------------------------------------
 def test_calls_of_checks_get_the_line_of_the_last_loc():
     assembly = (
         '\t.file\t1 "/d" "k.metal"\n\t.loc\t1 5 3\n\tcallq\t__tsan_read4@PLT\n\t.loc\t1 0 0\n'
@@ -106,7 +106,7 @@ def test_calls_of_checks_get_the_line_of_the_last_loc():
     assert '\t.asciz "k.metal"' in lines
 
 
-# ---- the strict pass ---------------------------------------------------------------------------------
+# ---- the strict pass ---------------------------------------------------------------------------
 BAD = """#include <metal_stdlib>
 using namespace metal;
 struct P { uint n; };
@@ -147,11 +147,11 @@ def test_strict_accepts_the_test_shaders(compiler, stem):
 
 
 def test_strict_as_an_option_of_compile_shader(compiler):
-    with pytest.raises(SyntaxError, match="bad.metal:8"):
+    with pytest.raises(SyntaxError, match=r"bad\.metal:8"):
         metalsim.compile_shader(BAD, name="bad.metal", strict=True)
 
 
-# ---- CUDA: translation only; nothing here needs a GPU ----------------------------------------------------
+# ---- CUDA: translation only; nothing here needs a GPU ------------------------------------------
 def test_cuda_text_holds_launchers_and_the_kernel_table(compiler):
     source = (SHADERS / "features.metal").read_text()
     text = metalsim.translate(source, "cuda", "features.metal")

@@ -16,7 +16,8 @@ kernel void arithmetic(device const T* a [[buffer(0)]], device const T* b [[buff
   y[4 * n + i] = product + b[i] * b[i] - a[i];  // three roundings, none of them fused away
   y[5 * n + i] = -a[i] * 2.0h;
 }
-template [[host_name("arithmetic_half")]] kernel void arithmetic<half>(device const half*, device const half*,
+template [[host_name("arithmetic_half")]] kernel void arithmetic<half>(device const half*,
+                                                                       device const half*,
                                                                        device half*, uint, uint);
 kernel void arithmetic_bfloat(device const bfloat* a, device const bfloat* b, device bfloat* y,
                               uint i [[thread_position_in_grid]], uint n [[threads_per_grid]]) {
@@ -31,11 +32,12 @@ kernel void convert(device const float* x, device half* h, device bfloat* b, dev
   back[i] = float(h[i]) + float(b[i]);
 }
 
-// ---- vectors ---------------------------------------------------------------------------------------
+// ---- vectors ----------------------------------------------------------------------------------
 constant constexpr float TABLE[4] = {0.5, -1.5, 2.0, 3.25};
 constant uint SHIFTS[2] = {0, 4};
 kernel void vectors(device const float4* x [[buffer(0)]], device float* y [[buffer(1)]],
-                    device const uchar4* bytes [[buffer(2)]], device const packed_float3* packed [[buffer(3)]],
+                    device const uchar4* bytes [[buffer(2)]],
+                    device const packed_float3* packed [[buffer(3)]],
                     uint i [[thread_position_in_grid]]) {
   float4 v = x[i];
   v.xy = v.zw;
@@ -67,11 +69,14 @@ kernel void functions(device const float* x, device float* y, uint i [[thread_po
   y[7 * n + i] = v == 0.0f ? 0.0f : rsqrt(abs(v));
 }
 
-// ---- where a thread is ------------------------------------------------------------------------------
-kernel void positions(device uint* y, uint3 p [[thread_position_in_grid]], uint3 n [[threads_per_grid]],
-                      uint3 group [[threadgroup_position_in_grid]], uint3 size [[threads_per_threadgroup]],
-                      uint3 local [[thread_position_in_threadgroup]], uint3 groups [[threadgroups_per_grid]],
-                      uint index [[thread_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]],
+// ---- where a thread is ------------------------------------------------------------------------
+kernel void positions(device uint* y, uint3 p [[thread_position_in_grid]],
+                      uint3 n [[threads_per_grid]], uint3 group [[threadgroup_position_in_grid]],
+                      uint3 size [[threads_per_threadgroup]],
+                      uint3 local [[thread_position_in_threadgroup]],
+                      uint3 groups [[threadgroups_per_grid]],
+                      uint index [[thread_index_in_threadgroup]],
+                      ushort lane [[thread_index_in_simdgroup]],
                       ushort sg [[simdgroup_index_in_threadgroup]]) {
   device uint* out = y + 8 * (p.x + n.x * (p.y + n.y * p.z));
   out[0] = group.x + 100 * group.y + 10000 * group.z;
@@ -84,7 +89,7 @@ kernel void positions(device uint* y, uint3 p [[thread_position_in_grid]], uint3
   out[7] = 1;
 }
 
-// ---- collectives --------------------------------------------------------------------------------------
+// ---- collectives ------------------------------------------------------------------------------
 kernel void collectives(device const float* x, device float* y, uint i [[thread_position_in_grid]],
                         uint n [[threads_per_grid]], ushort lane [[thread_index_in_simdgroup]]) {
   const float v = x[i];
@@ -104,7 +109,7 @@ kernel void collectives(device const float* x, device float* y, uint i [[thread_
   y[13 * n + i] = simd_broadcast_first(v);
 }
 
-// ---- 8x8 matrices: y = a b with b transposed on load, by way of threadgroup memory -------------------
+// ---- 8x8 matrices: y = a b with b transposed on load, by way of threadgroup memory ------------
 template <typename T>
 kernel void product(device const T* a [[buffer(0)]], device const T* b [[buffer(1)]],
                     device float* y [[buffer(2)]], constant int& k [[buffer(3)]],
@@ -122,24 +127,38 @@ kernel void product(device const T* a [[buffer(0)]], device const T* b [[buffer(
   }
   simdgroup_store(sum, y, 8);
 }
-#define PRODUCT(T)                                                                                    \
-  template [[host_name("product_" #T)]] kernel void product<T>(device const T*, device const T*, device float*, \
-                                                               constant int&, ushort);
+#define PRODUCT(T)                                              \
+  template [[host_name("product_" #T)]] kernel void product<T>( \
+      device const T*, device const T*, device float*, constant int&, ushort);
 PRODUCT(float)
 PRODUCT(half)
 PRODUCT(bfloat)
 
-// ---- arguments and trouble ------------------------------------------------------------------------------
-kernel void read_words(constant uint* values, device uint* y, uint i [[thread_position_in_grid]]) { y[i] = values[i]; }
-kernel void read_float(constant float& value, device float* y, uint i [[thread_position_in_grid]]) { y[i] = value; }
-kernel void read_half(constant half* values, device half* y, uint i [[thread_position_in_grid]]) { y[i] = values[i]; }
-kernel void copy(device const float* x, device float* y, uint i [[thread_position_in_grid]]) { y[i] = x[i]; }
-kernel void gather(device float* const* rows, device float* y, uint i [[thread_position_in_grid]]) { y[i] = rows[i][i]; }
+// ---- arguments and trouble --------------------------------------------------------------------
+kernel void read_words(constant uint* values, device uint* y, uint i [[thread_position_in_grid]]) {
+  y[i] = values[i];
+}
+kernel void read_float(constant float& value, device float* y, uint i [[thread_position_in_grid]]) {
+  y[i] = value;
+}
+kernel void read_half(constant half* values, device half* y, uint i [[thread_position_in_grid]]) {
+  y[i] = values[i];
+}
+kernel void copy(device const float* x, device float* y, uint i [[thread_position_in_grid]]) {
+  y[i] = x[i];
+}
+kernel void gather(device float* const* rows, device float* y, uint i [[thread_position_in_grid]]) {
+  y[i] = rows[i][i];
+}
 kernel void hang(device float* y, uint i [[thread_position_in_grid]]) {
   while (y[i] < 1.0f) y[i] = y[i] * 0.5f;
 }
-kernel void divide(device const int* x, device int* y, uint i [[thread_position_in_grid]]) { y[i] = 100 / x[i]; }
-kernel void far_write(device float* y, constant long& at, uint i [[thread_position_in_grid]]) { y[at] = 1.0f; }
+kernel void divide(device const int* x, device int* y, uint i [[thread_position_in_grid]]) {
+  y[i] = 100 / x[i];
+}
+kernel void far_write(device float* y, constant long& at, uint i [[thread_position_in_grid]]) {
+  y[at] = 1.0f;
+}
 kernel void large(device float* y, uint i [[thread_position_in_grid]]) {
   threadgroup float a[8193];
   a[i] = 1.0f;
@@ -150,7 +169,7 @@ kernel void full(device float* y, uint i [[thread_position_in_grid]]) {
   a[i] = 1.0f;
   y[i] = a[i];
 }
-[[kernel]] [[max_total_threads_per_threadgroup(64)]] void small_groups(device float* y,
-                                                                      uint i [[thread_position_in_grid]]) {
+[[kernel]] [[max_total_threads_per_threadgroup(64)]] void small_groups(
+    device float* y, uint i [[thread_position_in_grid]]) {
   y[i] = 1.0f;
 }

@@ -4,7 +4,8 @@
 using namespace metal;
 
 // Sum of 64 neighbours in threadgroup memory.
-kernel void ok_exchange(device const float* x, device float* y, uint gid [[thread_position_in_grid]],
+kernel void ok_exchange(device const float* x, device float* y,
+                        uint gid [[thread_position_in_grid]],
                         uint t [[thread_index_in_threadgroup]]) {
   threadgroup float a[64];
   a[t] = x[gid];
@@ -18,7 +19,8 @@ kernel void bug_missing_barrier(device const float* x, device float* y,
   a[t] = x[gid];       // caught: race
   y[gid] = a[t ^ 33];  // caught: race, uninitialised
 }
-kernel void bug_wrong_flag(device const float* x, device float* y, uint gid [[thread_position_in_grid]],
+kernel void bug_wrong_flag(device const float* x, device float* y,
+                           uint gid [[thread_position_in_grid]],
                            uint t [[thread_index_in_threadgroup]]) {
   threadgroup float a[64];
   a[t] = x[gid];
@@ -45,9 +47,9 @@ kernel void bug_write_after_read(device const float* x, device float* y,
   threadgroup float a[64];
   float v = x[gid];
   for (uint m = 32; m <= 33; m++) {
-    a[t] = v;        // caught: race
+    a[t] = v;  // caught: race
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    v += a[t ^ m];   // caught: race
+    v += a[t ^ m];  // caught: race
   }
   y[gid] = v;
 }
@@ -65,23 +67,27 @@ kernel void bug_simdgroup_barrier(device const float* x, device float* y,
                                   uint gid [[thread_position_in_grid]],
                                   uint t [[thread_index_in_threadgroup]]) {
   threadgroup float a[64];
-  a[t] = x[gid];       // caught: race
+  a[t] = x[gid];  // caught: race
   simdgroup_barrier(mem_flags::mem_threadgroup);
   y[gid] = a[t ^ 33];  // caught: race, uninitialised
 }
 
 // Device memory: in place is right only where a thread reads what it alone writes.
-kernel void ok_in_place(device float* x, uint gid [[thread_position_in_grid]]) { x[gid] = x[gid] * 2.0f; }
+kernel void ok_in_place(device float* x, uint gid [[thread_position_in_grid]]) {
+  x[gid] = x[gid] * 2.0f;
+}
 kernel void bug_in_place(device float* x, uint gid [[thread_position_in_grid]],
                          uint n [[threads_per_grid]]) {
   x[gid] = x[gid] + x[(gid + 32) % n];  // caught: race
 }
-kernel void ok_device_exchange(device float* x, device float* y, uint gid [[thread_position_in_grid]]) {
+kernel void ok_device_exchange(device float* x, device float* y,
+                               uint gid [[thread_position_in_grid]]) {
   x[gid] = float(gid);
   threadgroup_barrier(mem_flags::mem_device);
   y[gid] = x[gid ^ 33];
 }
-kernel void bug_device_flag(device float* x, device float* y, uint gid [[thread_position_in_grid]]) {
+kernel void bug_device_flag(device float* x, device float* y,
+                            uint gid [[thread_position_in_grid]]) {
   x[gid] = float(gid);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   y[gid] = x[gid ^ 33];  // caught: wrong memory flag
@@ -100,8 +106,10 @@ kernel void ok_atomic(device atomic_uint* count, uint gid [[thread_position_in_g
 }
 kernel void bug_half_atomic(device atomic_uint* count, device uint* y,
                             uint gid [[thread_position_in_grid]]) {
-  if (gid & 1) atomic_fetch_add_explicit(count, 1, memory_order_relaxed);  // caught: race
-  else y[gid] = *(device uint*)count;                                      // caught: race
+  if (gid & 1)
+    atomic_fetch_add_explicit(count, 1, memory_order_relaxed);  // caught: race
+  else
+    y[gid] = *(device uint*)count;  // caught: race
 }
 
 // Divergence.
@@ -116,7 +124,8 @@ kernel void bug_exited_lanes(device const float* x, device float* y, device cons
   if (int(gid) >= n) return;
   y[gid] = x[gid] + simd_shuffle_xor(x[gid], 16);  // caught: inactive lane, divergent collective
 }
-kernel void bug_partial_sum(device const float* x, device float* y, uint gid [[thread_position_in_grid]],
+kernel void bug_partial_sum(device const float* x, device float* y,
+                            uint gid [[thread_position_in_grid]],
                             ushort lane [[thread_index_in_simdgroup]]) {
   float v = x[gid];
   if (lane < 8) v = simd_sum(v);  // caught: divergent collective
@@ -129,13 +138,16 @@ kernel void bug_barrier_in_branch(device float* y, uint gid [[thread_position_in
 }
 kernel void bug_two_barriers(device float* y, uint gid [[thread_position_in_grid]],
                              uint t [[thread_index_in_threadgroup]]) {
-  if (t < 32) threadgroup_barrier(mem_flags::mem_none);  // caught: divergent barrier
-  else threadgroup_barrier(mem_flags::mem_none);         // caught: divergent barrier
+  if (t < 32)
+    threadgroup_barrier(mem_flags::mem_none);  // caught: divergent barrier
+  else
+    threadgroup_barrier(mem_flags::mem_none);  // caught: divergent barrier
   y[gid] = 1.0f;
 }
 
 // Bounds, constness, initialisation, alignment.
-kernel void bug_read_past_end(device const half* x, device half* y, uint gid [[thread_position_in_grid]]) {
+kernel void bug_read_past_end(device const half* x, device half* y,
+                              uint gid [[thread_position_in_grid]]) {
   y[gid] = x[gid + 1];  // caught: out of bounds
 }
 kernel void bug_write_before_start(device float* y, uint gid [[thread_position_in_grid]]) {
@@ -171,6 +183,7 @@ kernel void bug_write_through_const(device const float* x, device float* y,
   p[gid] = 0.0f;  // caught: write through const
   y[gid] = 0.0f;
 }
-kernel void bug_misaligned(device const uchar* x, device ushort* y, uint gid [[thread_position_in_grid]]) {
+kernel void bug_misaligned(device const uchar* x, device ushort* y,
+                           uint gid [[thread_position_in_grid]]) {
   y[gid] = *(device const ushort*)(x + 3 * gid);  // caught: misaligned
 }

@@ -36,8 +36,10 @@ static inline float dot_block(device const Block* block, threadgroup const float
 template <typename T>
 kernel void matvec(device const uchar* w [[buffer(0)]], device const T* x [[buffer(1)]],
                    device T* y [[buffer(2)]], constant Shape& shape [[buffer(3)]],
-                   uint3 group [[threadgroup_position_in_grid]], uint t [[thread_index_in_threadgroup]],
-                   ushort lane [[thread_index_in_simdgroup]], ushort sg [[simdgroup_index_in_threadgroup]]) {
+                   uint3 group [[threadgroup_position_in_grid]],
+                   uint t [[thread_index_in_threadgroup]],
+                   ushort lane [[thread_index_in_simdgroup]],
+                   ushort sg [[simdgroup_index_in_threadgroup]]) {
   threadgroup float rotated[64];
   threadgroup float partial[ROWS][2];
   const int blocks = shape.columns / 32;
@@ -60,9 +62,10 @@ kernel void matvec(device const uchar* w [[buffer(0)]], device const T* x [[buff
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (t < ROWS) y[group.x * ROWS + t] = T(partial[t][0]);
 }
-#define INSTANTIATE(T)                                                                        \
-  template [[host_name("matvec_" #T)]] [[kernel]] void matvec<T>(                             \
-      device const uchar*, device const T*, device T*, constant Shape&, uint3, uint, ushort, ushort);
+#define INSTANTIATE(T)                                                                       \
+  template [[host_name("matvec_" #T)]] [[kernel]] void matvec<T>(                            \
+      device const uchar*, device const T*, device T*, constant Shape&, uint3, uint, ushort, \
+      ushort);
 INSTANTIATE(float)
 INSTANTIATE(half)
 INSTANTIATE(bfloat)
@@ -78,5 +81,7 @@ kernel void bits(device const uint* x [[buffer(0)]], device half2* y [[buffer(1)
   y[p.x] = half2(h.y, metal::select(h.x, half(0), h.x < 0.0h));
   atomic_fetch_add_explicit(&votes, uint(h.x < 0.0h), memory_order_relaxed);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (p.x == n - 1) atomic_fetch_add_explicit(count, atomic_load_explicit(&votes, memory_order_relaxed), memory_order_relaxed);
+  if (p.x == n - 1)
+    atomic_fetch_add_explicit(count, atomic_load_explicit(&votes, memory_order_relaxed),
+                              memory_order_relaxed);
 }

@@ -159,7 +159,8 @@ def _build_shader(folder: Path, compiler: Compiler, flags: list[str], t: Transla
     code.write_text(cpu_program(t))
     runtime = _runtime_object(compiler)
     compiler.run([*flags, f"-I{PACKAGE / 'include'}", "-S", str(code), "-o", str(assembly)])
-    assembly.write_text(add_source_lines(assembly.read_text()))
+    # latin-1: a string of constants may hold any byte
+    assembly.write_text(add_source_lines(assembly.read_text("latin-1")), "latin-1")
     objects = [str(assembly), str(runtime)]
     shared = ["-shared", "-fPIC", *objects, "-lm", "-o", str(folder / "shader.so")]
     compiler.linker.run(shared)

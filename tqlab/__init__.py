@@ -8,20 +8,27 @@ import importlib
 __version__ = "0.1.0"
 
 from . import codebook, data, device, formats, rotation
+from .convert import convert_hf
+from .generate import Generation, generate
 from .metrics import Perplexity, perplexity
 from .models import load_model
+from .quantize import quantize_gguf
 from .sweep import sweep
 
 # Loaded at first use: matplotlib and ipywidgets take a second, and the command line needs neither.
 _LAZY = ("measure", "plots", "widgets")
 __all__ = [
+    "Generation",
     "Perplexity",
     "codebook",
+    "convert_hf",
     "data",
     "device",
     "formats",
+    "generate",
     "load_model",
     "perplexity",
+    "quantize_gguf",
     "rotation",
     "sweep",
 ]

@@ -4,17 +4,22 @@ With --json exactly one JSON object goes to stdout; errors are one line on stder
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import __version__, data, device, formats, tables
+from .convert import convert_hf
+from .generate import Run, Sampling
 from .metrics import perplexity
 from .models import load_model
+from .quantize import POLICIES, TYPES, quantize_gguf
 from .sweep import DEFAULT_PAIRS, check_pair, sweep
 
 
@@ -88,6 +93,71 @@ def run_sweep(args) -> dict:
     return {"rows": rows, "out": str(out), "figure": str(figure)}
 
 
+def run_generate(args) -> dict:
+    """Text from a prompt, through a packed cache."""
+    if not args.p:
+        raise ValueError("give a prompt: -p PROMPT")
+    sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
+    prompts = [[{"role": "user", "content": p}] for p in args.p] if args.chat else args.p
+    model = load_model(args.model, args.device, args.weights)
+    run = Run(model, prompts, args.ctk, args.ctv, args.n, sampling, args.thinking)
+    if args.json or len(prompts) > 1:
+        run.finish()
+    else:
+        for piece in run.pieces():
+            print(piece, end="", flush=True)
+        print()
+    results = run.results()
+    if len(prompts) > 1:
+        _say(args, "\n---\n".join(r.text for r in results))
+    print(_speeds(results, model.nbytes), file=sys.stderr)
+    found = [asdict(r) | {"weights_nbytes": model.nbytes} for r in results]
+    return found[0] if len(found) == 1 else {"generations": found}
+
+
+def _speeds(results, weights_nbytes: int) -> str:
+    one, new = results[0], sum(len(r.tokens) for r in results)
+    return (
+        f"{sum(r.n_prompt for r in results)} prompt tokens at {one.prefill_tok_s:.1f} tok/s, {new} "
+        f"new at {one.decode_tok_s:.1f} tok/s ({one.finish}), "
+        f"cache {one.cache_nbytes / 1e6:.2f} MB, "
+        f"weights {weights_nbytes / 1e6:.1f} MB"
+    )
+
+
+def logits(args) -> dict:
+    """Logits of given token ids, written to a .npz file."""
+    try:
+        ids = torch.tensor([[int(i) for i in args.ids.split(",")]])
+    except ValueError:
+        raise ValueError(f"--ids {args.ids!r}: whole numbers with commas are expected") from None
+    model = load_model(args.model, args.device, args.weights)
+    cache = model.new_cache(args.ctk, args.ctv, ids.shape[1])
+    values = model(ids, cache)[0].cpu().numpy()
+    with open(args.out, "wb") as file:  # np.savez would change a name without .npz
+        np.savez(file, logits=values)
+    _say(args, f"{args.out}: logits {list(values.shape)}")
+    return {"out": args.out, "shape": list(values.shape)}
+
+
+def quantize(args) -> dict:
+    """Rewrite a GGUF file in another weight type, or by a policy."""
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        done = quantize_gguf(args.src, args.dst, args.type, args.policy)
+    line = f"{done.path}: {done.bytes_before / 1e6:.1f} -> {done.bytes_after / 1e6:.1f} MB, "
+    line += f"{done.bits_per_weight:.2f} bits a weight, {done.seconds:.1f} s"
+    _say(args, f"{line} ({done.weights_per_s / 1e6:.1f} M weights/s)")
+    return asdict(done) | {"path": str(done.path)}
+
+
+def convert(args) -> dict:
+    """Turn a Hugging Face checkpoint folder into a GGUF file."""
+    done = convert_hf(args.directory, args.dst)
+    line = f"{done.path}: {done.architecture}, {done.n_tensors} tensors in {done.type}"
+    _say(args, f"{line}, {done.nbytes / 1e6:.1f} MB, {done.seconds:.1f} s")
+    return asdict(done) | {"path": str(done.path)}
+
+
 def _draw(rows: list[dict], path: Path) -> None:
     from . import plots  # matplotlib takes a second to load
 
@@ -143,10 +213,10 @@ def _model_arguments(p) -> None:
     p.add_argument("--weights", default="auto", help="auto, packed or dense (default: auto)")
 
 
-def _cache_arguments(p, default: str) -> None:
-    help_text = f"%s format: {', '.join(formats.names())} (default: {default})"
-    p.add_argument("-ctk", default=default, metavar="FORMAT", help=help_text % "K")
-    p.add_argument("-ctv", default=default, metavar="FORMAT", help=help_text % "V")
+def _cache_arguments(p, k: str, v: str | None = None) -> None:
+    for flag, name, default in (("-ctk", "K", k), ("-ctv", "V", v or k)):
+        help_text = f"{name} format: {', '.join(formats.names())} (default: {default})"
+        p.add_argument(flag, default=default, metavar="FORMAT", help=help_text)
 
 
 def _text_arguments(p) -> None:
@@ -171,9 +241,45 @@ def _sweep_arguments(p) -> None:
     p.add_argument("--out", default="results.jsonl", help="JSON Lines, appended and resumed")
 
 
+def _generate_arguments(p) -> None:
+    _model_arguments(p)
+    _cache_arguments(p, "q8_0", "turbo4")
+    p.add_argument("-p", action="append", metavar="PROMPT", help="once for each prompt of a batch")
+    p.add_argument("--chat", action="store_true", help="a user's message: use the chat template")
+    p.add_argument("--thinking", action="store_true", help="let the model think first")
+    p.add_argument("-n", type=int, default=64, help="new tokens at most (default: 64)")
+    p.add_argument("--temp", type=float, default=0.0, help="temperature; 0 is greedy (default: 0)")
+    p.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
+    p.add_argument("--top-p", type=float, help="draw from the likeliest with this sum, 0 to 1")
+    p.add_argument("--seed", type=int, help="makes sampling repeatable")
+
+
+def _logits_arguments(p) -> None:
+    _model_arguments(p)
+    _cache_arguments(p, "f32")
+    p.add_argument("--ids", required=True, metavar="2,5,9", help="token ids")
+    p.add_argument("--out", required=True, metavar="FILE.npz", help='array "logits" [T, vocab]')
+
+
+def _quantize_arguments(p) -> None:
+    p.add_argument("src", metavar="IN.gguf")
+    p.add_argument("dst", metavar="OUT.gguf")
+    p.add_argument("--type", help=f"one of {', '.join(TYPES)}")
+    p.add_argument("--policy", help=f"one of {', '.join(POLICIES)}")
+
+
+def _convert_arguments(p) -> None:
+    p.add_argument("directory", metavar="HF_DIR", help="a folder with *.safetensors and *.json")
+    p.add_argument("dst", metavar="OUT.gguf")
+
+
 _COMMANDS = {
     "doctor": (doctor, _no_arguments),
     "fetch": (fetch, _fetch_arguments),
     "ppl": (ppl, _ppl_arguments),
     "sweep": (run_sweep, _sweep_arguments),
+    "generate": (run_generate, _generate_arguments),
+    "logits": (logits, _logits_arguments),
+    "quantize": (quantize, _quantize_arguments),
+    "convert": (convert, _convert_arguments),
 }

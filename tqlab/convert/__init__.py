@@ -5,6 +5,7 @@ tensors, and nothing of the checkpoint is ever in memory as a whole. Source: spe
 """
 
 import contextlib
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,12 +58,13 @@ def convert_hf(directory: str | Path, dst: str | Path, progress: bool = True) ->
     """
     start = time.perf_counter()
     checkpoint = Checkpoint(directory)
-    arch = architecture(checkpoint)
-    items, skipped = _items(checkpoint, arch)
-    main_type = next((i.plan.type for i in items if i.plan.name == "token_embd.weight"), "f32")
-    n_vocab = checkpoint.shape(names.embedding(checkpoint))[0]
-    metadata = hyperparameters(checkpoint, arch, _FILE_TYPES[main_type])
-    metadata |= vocabulary.metadata(checkpoint, arch, n_vocab)
+    with _one_line(checkpoint):
+        arch = architecture(checkpoint)
+        items, skipped = _items(checkpoint, arch)
+        main_type = next(i.plan.type for i in items if i.plan.name == "token_embd.weight")
+        n_vocab = checkpoint.shape(names.embedding(checkpoint))[0]
+        metadata = hyperparameters(checkpoint, arch, _FILE_TYPES[main_type])
+        metadata |= vocabulary.metadata(checkpoint, arch, n_vocab)
     bar = Progress("convert", len(items)) if progress else contextlib.nullcontext()
     with GGUFWriter(dst, metadata, [i.plan for i in items]) as out, bar:
         for item in items:
@@ -72,6 +74,18 @@ def convert_hf(directory: str | Path, dst: str | Path, progress: bool = True) ->
                 bar.step(item.plan.name)
     seconds = time.perf_counter() - start
     return Converted(Path(dst), arch, main_type, len(items), skipped, n_vocab, out.nbytes, seconds)
+
+
+@contextlib.contextmanager
+def _one_line(checkpoint: Checkpoint) -> Iterator[None]:
+    """Values of a wrong kind in the JSON files become a ValueError that says where to look."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
+        raise ValueError(
+            f"{checkpoint.path}: config.json or tokenizer.json has a value of the wrong kind: "
+            f"{type(error).__name__}: {error}"
+        ) from None
 
 
 def architecture(checkpoint: Checkpoint) -> str:

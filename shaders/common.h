@@ -23,6 +23,16 @@ inline float4 flip4(float4 values, constant const uint* mask, uint lane) {
                          ((uint4(bits) << uint4(31, 30, 29, 28)) & uint4(0x80000000)));
 }
 
+// ---- a half at any byte address ------------------------------------------------------------------
+inline float half_at(device const uchar* p) {
+  return float(as_type<half>(ushort(p[0] | p[1] << 8)));
+}
+inline void put_half(device uchar* p, float value) {
+  const ushort bits = as_type<ushort>(half(value));
+  p[0] = uchar(bits & 255);
+  p[1] = uchar(bits >> 8);
+}
+
 // ---- loads and stores of four consecutive values, at any alignment ------------------------------
 template <typename T>
 inline float4 load4(device const T* p) {

@@ -28,6 +28,11 @@ def test_case(compiler, engine, run):
 
 
 @pytest.mark.parametrize("shader", SHADERS)
+def test_has_cases(shader):
+    assert cases(shader), f"add tests/shader_cases/{shader}.py"
+
+
+@pytest.mark.parametrize("shader", SHADERS)
 def test_strict(compiler, shader):
     """Nothing that Apple's compiler would refuse about address spaces."""
     assert metalsim.strict_check(metal.source(shader, marked=False), f"{shader}.metal") == []

@@ -1,0 +1,59 @@
+"""kv_quantize.metal: the reference's bytes, for ordinary and for awkward rows."""
+
+import torch
+
+from tqlab import formats, ops
+
+from . import DTYPES, case, gaussian
+
+FORMATS = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "q8_0", "q4_0")
+
+
+def awkward(n: int) -> torch.Tensor:
+    """Ties, zeros of both signs, single spikes, offsets, and sizes from vanishing to infinite norm.
+
+    Shapes: -> float32 [12, n]
+    """
+    g, j = gaussian(n, seed=3), torch.arange(n)
+    rows = [
+        torch.full((n,), 0.37),
+        torch.zeros(n) * g,
+        torch.where(j % 32 < 16, 0.0, g),
+        torch.eye(n)[n - 2] * -1.5,
+        100 + g,
+        torch.where(j % 2 == 0, 1.0, -1.0) * 0.25,
+        (j % 5 - 2).float(),
+        1e-9 * g,
+        1e-14 * g,
+        2e4 * g,
+        1e25 * g,
+        (j - 64) / 2 + 0.5,
+    ]
+    return torch.stack(rows)
+
+
+def differing(got: torch.Tensor, expected: torch.Tensor, block_bytes: int) -> int:
+    """Number of blocks that are not the same."""
+    return int((got != expected).view(-1, block_bytes).any(1).sum())
+
+
+def quantizes(format: str, x: torch.Tensor) -> None:
+    fmt, kept = formats.get(format), x.clone()
+    got = ops.quantize_rows(x, format)
+    wrong = differing(got, fmt.quantize(x), fmt.block_bytes)
+    assert wrong == 0, f"{wrong} of {got.numel() // fmt.block_bytes} blocks differ"
+    assert torch.equal(x.nan_to_num(), kept.nan_to_num()), "the input changed"
+
+
+def ordinary(format: str, dtype: torch.dtype) -> None:
+    """Seven groups: the last threadgroup of the grid is short."""
+    n = formats.get(format).block_size
+    quantizes(format, gaussian(7, n, seed=5, dtype=dtype) * 3)
+
+
+def edges(format: str) -> None:
+    quantizes(format, awkward(128))
+
+
+CASES = [case(ordinary, f, dtype) for f in FORMATS for dtype in DTYPES]
+CASES += [case(edges, f) for f in FORMATS]

@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 _THOUGHT = re.compile(r"<\|channel>thought.*?(?:<channel\|>|\Z)", re.DOTALL)
 _EMPTY_CHANNEL = re.compile(r"<\|channel>\s*<channel\|>")
@@ -42,10 +42,23 @@ def render(
         raise ValueError(f"the chat template failed: {reason}") from None
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox bounds range(); this bounds what * and ** make, too."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context, operator, left, right):
+        sizes = [len(x) for x in (left, right) if hasattr(x, "__len__")]
+        times = [abs(x) for x in (left, right) if isinstance(x, (int, float))]
+        if operator == "**" and max(times, default=0) > 1000:
+            raise SecurityError("a power of or by more than 1000")
+        if sizes and times and sizes[0] * times[0] > 1_000_000:
+            raise SecurityError(f"a repetition of {sizes[0] * times[0]} items")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     env.globals["raise_exception"] = _raise
     env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     env.filters["tojson"] = _tojson  # jinja2's own escapes <, > and & for web pages

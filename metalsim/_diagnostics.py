@@ -47,3 +47,7 @@ def parse_findings(text: str) -> list[Finding]:
     """Findings as the runtime writes them: kind, file, line and text between tabs."""
     rows = [line.split("\t", 3) for line in text.splitlines()]
     return [Finding(kind, file, int(line), message) for kind, file, line, message in rows]
+
+
+for _public in (Finding, Diagnostics):
+    _public.__module__ = __package__  # what a traceback should say

@@ -79,20 +79,20 @@ void simdgroup_barrier(mem_flags);
 #define MSL_DECLARE_SHUFFLE(f) \
   template <class T>           \
   T f(T, ushort);
-#define MSL_MATHS                                                                                  \
-  MSL_DECLARE1(sqrt)                                                                               \
-  MSL_DECLARE1(rsqrt)                                                                              \
-  MSL_DECLARE1(exp) MSL_DECLARE1(exp2) MSL_DECLARE1(exp10) MSL_DECLARE1(log) MSL_DECLARE1(log2)    \
-      MSL_DECLARE1(log10) MSL_DECLARE1(sin) MSL_DECLARE1(cos) MSL_DECLARE1(tan) MSL_DECLARE1(asin) \
-          MSL_DECLARE1(acos) MSL_DECLARE1(atan) MSL_DECLARE1(sinh) MSL_DECLARE1(cosh)              \
-              MSL_DECLARE1(tanh) MSL_DECLARE1(floor) MSL_DECLARE1(ceil) MSL_DECLARE1(trunc)        \
-                  MSL_DECLARE1(rint) MSL_DECLARE1(round) MSL_DECLARE1(fabs) MSL_DECLARE1(abs)      \
-                      MSL_DECLARE1(fract) MSL_DECLARE_MIXED(min) MSL_DECLARE_MIXED(max)            \
-                          MSL_DECLARE2(pow) MSL_DECLARE2(powr) MSL_DECLARE2(atan2)                 \
-                              MSL_DECLARE2(fmod) MSL_DECLARE2(fmin)                                \
-                                  MSL_DECLARE2(fmax) template <class T>                            \
-                                  T fma(T, T, T);                                                  \
-  template <class A, class B, class C>                                                             \
+#define MSL_MATHS                                                                                 \
+  MSL_DECLARE1(sqrt)                                                                              \
+  MSL_DECLARE1(rsqrt)                                                                             \
+  MSL_DECLARE1(exp)                                                                               \
+  MSL_DECLARE1(exp2) MSL_DECLARE1(exp10) MSL_DECLARE1(log) MSL_DECLARE1(log2) MSL_DECLARE1(log10) \
+      MSL_DECLARE1(sin) MSL_DECLARE1(cos) MSL_DECLARE1(tan) MSL_DECLARE1(asin) MSL_DECLARE1(acos) \
+          MSL_DECLARE1(atan) MSL_DECLARE1(sinh) MSL_DECLARE1(cosh) MSL_DECLARE1(tanh)             \
+              MSL_DECLARE1(floor) MSL_DECLARE1(ceil) MSL_DECLARE1(trunc) MSL_DECLARE1(rint)       \
+                  MSL_DECLARE1(round) MSL_DECLARE1(fabs) MSL_DECLARE1(abs) MSL_DECLARE1(fract)    \
+                      MSL_DECLARE_MIXED(min) MSL_DECLARE_MIXED(max) MSL_DECLARE2(pow)             \
+                          MSL_DECLARE2(powr) MSL_DECLARE2(atan2) MSL_DECLARE2(fmod)               \
+                              MSL_DECLARE2(fmin) MSL_DECLARE2(fmax) template <class T>            \
+                              T fma(T, T, T);                                                     \
+  template <class A, class B, class C>                                                            \
   decltype(A() + B() + C()) clamp(A, B, C);
 MSL_MATHS
 namespace precise {
@@ -205,20 +205,21 @@ using atomic_float = _atomic<float>;
 #define MSL_DECLARE_ATOMIC(f, AS) \
   template <class T, class U>     \
   T f(volatile AS _atomic<T>*, U, memory_order);
-#define MSL_DECLARE_ATOMICS(AS)                                                             \
-  template <class T>                                                                        \
-  T atomic_load_explicit(const volatile AS _atomic<T>*, memory_order);                      \
-  template <class T, class U>                                                               \
-  void atomic_store_explicit(volatile AS _atomic<T>*, U, memory_order);                     \
-  MSL_DECLARE_ATOMIC(atomic_exchange_explicit, AS)                                          \
-  MSL_DECLARE_ATOMIC(atomic_fetch_add_explicit, AS)                                         \
-  MSL_DECLARE_ATOMIC(atomic_fetch_sub_explicit, AS) MSL_DECLARE_ATOMIC(                     \
-      atomic_fetch_max_explicit, AS) MSL_DECLARE_ATOMIC(atomic_fetch_min_explicit, AS)      \
-      MSL_DECLARE_ATOMIC(atomic_fetch_and_explicit, AS)                                     \
-          MSL_DECLARE_ATOMIC(atomic_fetch_or_explicit, AS)                                  \
-              MSL_DECLARE_ATOMIC(atomic_fetch_xor_explicit, AS) template <class T, class U> \
-              bool atomic_compare_exchange_weak_explicit(volatile AS _atomic<T>*, T*, U,    \
-                                                         memory_order, memory_order);
+#define MSL_DECLARE_ATOMICS(AS)                                                                 \
+  template <class T>                                                                            \
+  T atomic_load_explicit(const volatile AS _atomic<T>*, memory_order);                          \
+  template <class T, class U>                                                                   \
+  void atomic_store_explicit(volatile AS _atomic<T>*, U, memory_order);                         \
+  MSL_DECLARE_ATOMIC(atomic_exchange_explicit, AS)                                              \
+  MSL_DECLARE_ATOMIC(atomic_fetch_add_explicit, AS)                                             \
+  MSL_DECLARE_ATOMIC(atomic_fetch_sub_explicit, AS)                                             \
+  MSL_DECLARE_ATOMIC(atomic_fetch_max_explicit, AS)                                             \
+      MSL_DECLARE_ATOMIC(atomic_fetch_min_explicit, AS)                                         \
+          MSL_DECLARE_ATOMIC(atomic_fetch_and_explicit, AS)                                     \
+              MSL_DECLARE_ATOMIC(atomic_fetch_or_explicit, AS)                                  \
+                  MSL_DECLARE_ATOMIC(atomic_fetch_xor_explicit, AS) template <class T, class U> \
+                  bool atomic_compare_exchange_weak_explicit(volatile AS _atomic<T>*, T*, U,    \
+                                                             memory_order, memory_order);
 MSL_DECLARE_ATOMICS(MSL_AS_device)
 MSL_DECLARE_ATOMICS(MSL_AS_threadgroup)
 }  // namespace metal

@@ -314,11 +314,11 @@ MSL_NAME_VECTORS(bool)
   using T##C##x##R = matrix<T, C, R>; \
   }                                   \
   using metal::T##C##x##R;
-#define MSL_NAME_MATRICES(T)                                                     \
-  MSL_NAME_MATRIX(T, 2, 2)                                                       \
-  MSL_NAME_MATRIX(T, 2, 3)                                                       \
-  MSL_NAME_MATRIX(T, 2, 4) MSL_NAME_MATRIX(T, 3, 2) MSL_NAME_MATRIX(T, 3, 3)     \
-      MSL_NAME_MATRIX(T, 3, 4) MSL_NAME_MATRIX(T, 4, 2) MSL_NAME_MATRIX(T, 4, 3) \
-          MSL_NAME_MATRIX(T, 4, 4)
+#define MSL_NAME_MATRICES(T)                                                 \
+  MSL_NAME_MATRIX(T, 2, 2)                                                   \
+  MSL_NAME_MATRIX(T, 2, 3)                                                   \
+  MSL_NAME_MATRIX(T, 2, 4)                                                   \
+  MSL_NAME_MATRIX(T, 3, 2) MSL_NAME_MATRIX(T, 3, 3) MSL_NAME_MATRIX(T, 3, 4) \
+      MSL_NAME_MATRIX(T, 4, 2) MSL_NAME_MATRIX(T, 4, 3) MSL_NAME_MATRIX(T, 4, 4)
 MSL_NAME_MATRICES(float)
 MSL_NAME_MATRICES(half)

@@ -1,6 +1,7 @@
 // Memory checks. The kernel is compiled with -fsanitize=thread, and the __tsan_* hooks are ours:
 // each load and store reaches byte-level shadow cells that remember the last write, the reads since
 // it, and how many barriers lay before them.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -28,6 +29,7 @@ struct Buffer {
 struct ThreadgroupArray {
   const void* key;
   size_t start, bytes;
+  char name[48];
 };
 
 Checker checker;
@@ -68,7 +70,11 @@ extern "C" void* msl_rt_threadgroup(const void* key, size_t bytes, size_t align)
          THREADGROUP_LIMIT);
     stop_launch();
   }
-  arrays[array_count++] = {key, start, bytes};
+  ThreadgroupArray& array = arrays[array_count++];
+  array.key = key;
+  array.start = start;
+  array.bytes = bytes;
+  snprintf(array.name, sizeof array.name, "a threadgroup array of %zu bytes", bytes);
   threadgroup_top = start + bytes;
   return threadgroup_memory + start;
 }
@@ -186,21 +192,23 @@ void shadow_end() {
 static void in_threadgroup_memory(const unsigned char* p, size_t n, bool writes, bool atomic,
                                   const void* pc) {
   const size_t start = p - threadgroup_memory;
-  bool inside = false;
-  for (int i = 0; i < array_count; i++)
-    inside |= start >= arrays[i].start && start + n <= arrays[i].start + arrays[i].bytes;
-  if (!inside) {
+  const ThreadgroupArray* array = nullptr;
+  for (int i = 0; i < array_count && !array; i++) {
+    const ThreadgroupArray& a = arrays[i];
+    if (start >= a.start && start + n <= a.start + a.bytes) array = &a;
+  }
+  if (!array) {
     report("out of bounds", where_is(pc), "%s outside every threadgroup array by thread %u",
            writes ? "write" : "read", group.current->ids.index);
     stop_launch();
   }
-  for (size_t i = 0; i < n; i++) {
-    Cell& cell = threadgroup_cells[start + i];
+  for (size_t i = start; i < start + n; i++) {
+    Cell& cell = threadgroup_cells[i];
     if (!writes && !cell.write.thread)
       report("uninitialised", where_is(pc),
-             "thread %u reads threadgroup memory that no thread has written",
-             group.current->ids.index);
-    touch(cell, writes, atomic, IN_THREADGROUP, "threadgroup memory", start + i, pc);
+             "thread %u reads byte %zu of %s, which no thread has written",
+             group.current->ids.index, i - array->start, array->name);
+    touch(cell, writes, atomic, IN_THREADGROUP, array->name, i - array->start, pc);
   }
 }
 

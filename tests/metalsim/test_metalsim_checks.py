@@ -112,3 +112,12 @@ def test_partial_collectives_can_be_allowed(load):
     x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
     library.bug_partial_sum(x, y, threads=64, group_size=64)
     np.testing.assert_array_equal(y[:10], [28] * 8 + [8, 9])
+
+
+def test_the_example_in_the_readme_says_what_the_readme_shows(compiler):
+    text = (Path(metalsim.__file__).parent / "README.md").read_text()
+    program, shown = re.findall(r"```(?:python)?\n(.*?)```", text, re.S)[:2]
+    with pytest.raises(metalsim.Diagnostics) as caught:
+        exec(program, {})
+    said = f"metalsim.Diagnostics: {caught.value}"
+    assert said.split()[: len(shown.split()) - 1] == shown.split()[:-1]

@@ -121,17 +121,25 @@ def digest(name: str) -> str:
 # ---- libraries and launches
 
 
-def library(name: str, engine: str):
-    """The compiled library of a shader, one object a (shader, engine): pipelines live in it.
+def library(name: str, engine: str, defines: tuple[tuple[str, object], ...] = ()):
+    """The compiled library of a shader, one object a (shader, engine, defines).
 
+    The object is kept: pipelines live in it. `defines`: (name, value) pairs put in front of the
+    source. For want of function constants they specialise a kernel; only what is used is compiled.
     Raises: FileNotFoundError; SyntaxError when it does not compile; ValueError: unknown engine.
     """
-    return _library(shader_dir(), name, engine)
+    return _library(shader_dir(), name, engine, defines)
+
+
+def defined(text: str, name: str, defines: tuple[tuple[str, object], ...]) -> str:
+    """A shader's text behind #defines; messages still name its own lines."""
+    head = "".join(f"#define {key} {value}\n" for key, value in defines)
+    return f'{head}#line 1 "{name}.metal"\n{text}' if defines else text
 
 
 @lru_cache(maxsize=256)
-def _library(folder: Path, name: str, engine: str):
-    text = _inlined(folder, f"{name}.metal", True, set())
+def _library(folder: Path, name: str, engine: str, defines: tuple[tuple[str, object], ...]):
+    text = defined(_inlined(folder, f"{name}.metal", True, set()), name, defines)
     if engine == "mps":
         return torch.mps.compile_shader(text)
     import metalsim  # only where it is asked for: it needs a compiler
@@ -141,10 +149,11 @@ def _library(folder: Path, name: str, engine: str):
     return metalsim.compile_shader(text, device=device, check=check, name=f"{name}.metal")
 
 
-def launch(shader: str, kernel: str, *args, threads, group_size=GROUP) -> None:
+def launch(shader: str, kernel: str, *args, threads, group_size=GROUP, defines=()) -> None:
     """Run one kernel; argument i is its buffer i, the first tensor's device decides the engine.
 
     Shapes: threads in all (not threadgroups), 1 to 3 numbers; group_size alike
+    `defines`: (name, value) pairs, see library.
     Integers always reach the shader as int32: uncast they would arrive as pairs of words.
     Raises: ValueError when a tensor is not contiguous, on another device, or an int too large.
     """
@@ -155,7 +164,7 @@ def launch(shader: str, kernel: str, *args, threads, group_size=GROUP) -> None:
             raise ValueError(f"{kernel}: buffer {i} must be contiguous and on {device}")
         if i in casts and not all(-(2**31) <= v < 2**31 for v in _as_list(a)):
             raise ValueError(f"{kernel}: buffer {i} holds an integer beyond 32 bits: {a}")
-    run = getattr(library(shader, engine(device)), kernel)
+    run = getattr(library(shader, engine(device), tuple(defines)), kernel)
     run(*args, threads=threads, group_size=group_size, arg_casts=casts or None)
 
 

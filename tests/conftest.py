@@ -58,3 +58,25 @@ def smollm2_path() -> Path:
 def smollm2(smollm2_path):
     """SmolLM2-135M-Instruct, dense on the CPU."""
     return tqlab.load_model(smollm2_path, device="cpu", weights="dense")
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    """A tiny random llama file whose heads of 32 every format takes."""
+    import tinyllama
+
+    oracle = tinyllama.oracle(heads=4, kv_heads=2, head_dim=32, layers=3)
+    return tinyllama.gguf_file(oracle).write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_path):
+    """The tiny llama, dense on the CPU."""
+    return tqlab.load_model(tiny_path, device="cpu")
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch) -> Path:
+    """A data folder of the test's own: reference logs and downloads land there."""
+    monkeypatch.setenv("TQLAB_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"

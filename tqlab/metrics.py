@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,8 @@ class _Scores:
     dp: Tensor | None = None
 
 
-def _logit_rows(model: Decoder, piece: Tensor, cache) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Run a chunk through the cache; yield (rows, logits, targets) a few rows at a time."""
+def _scored_rows(model: Decoder, piece: Tensor, cache) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Run a chunk through the cache; yield (rows, log-softmax, targets) a few at a time."""
     cache.reset()
     first = len(piece) // 2
     x = model.run(piece[None], cache)[0, first:-1]
@@ -127,20 +128,20 @@ def _logit_rows(model: Decoder, piece: Tensor, cache) -> Iterator[tuple[slice, T
         for i in range(0, len(logits), step):
             part = logits[i : i + step]
             rows = slice(start + i, start + i + len(part))
-            yield rows, part, targets[rows]
+            yield rows, part.log_softmax(-1), targets[rows]
 
 
 @torch.inference_mode()
 def _score(model: Decoder, piece: Tensor, cache, store: "ReferenceLog | None", i: int) -> _Scores:
     if store is None:
-        rows = _logit_rows(model, piece, cache)
-        return _Scores(torch.cat([_nll(logits, targets)[0] for _, logits, targets in rows]).cpu())
+        rows = _scored_rows(model, piece, cache)
+        return _Scores(torch.cat([_nll(log_q, targets) for _, log_q, targets in rows]).cpu())
     stored = store.load(i) if store.has(i) else None  # None: this very pair is the reference
     written, parts = [], []
-    for rows, logits, targets in _logit_rows(model, piece, cache):
-        part = _encode(logits, targets) if stored is None else _slice(stored, rows, logits.device)
+    for rows, log_q, targets in _scored_rows(model, piece, cache):
+        part = _encode(log_q, targets) if stored is None else _slice(stored, rows, log_q.device)
         written.append(part)
-        parts.append(_compare(logits, targets, part))
+        parts.append(_compare(log_q, targets, part))
     if stored is None:
         store.save(i, written)
     return _Scores(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
@@ -150,36 +151,33 @@ def _slice(stored: dict[str, np.ndarray], rows: slice, device) -> dict[str, Tens
     return {name: torch.from_numpy(a[rows]).to(device) for name, a in stored.items()}
 
 
-def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the targets and the log-normaliser, both [rows]."""
-    norm = logits.logsumexp(-1)
-    return norm - logits.gather(1, targets[:, None])[:, 0], norm
+def _nll(log_q: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of the targets: [rows]."""
+    return -log_q.gather(1, targets[:, None])[:, 0]
 
 
-def _compare(logits: Tensor, targets: Tensor, part: dict[str, Tensor]):
+def _compare(log_q: Tensor, targets: Tensor, part: dict[str, Tensor]):
     """(nll, kld, same_top, dp) of some rows against the reference's."""
-    nll, norm = _nll(logits, targets)
+    nll = _nll(log_q, targets)
     log_p = _decode(part["codes"], part["high"], part["step"])
     p = log_p.exp()
-    mass = p.sum(-1)  # 1 up to the 16-bit rounding: divided out, so that KL cannot go negative
-    kld = (p * log_p.sub_(logits)).sum(-1) / mass - mass.log() + norm
-    same = logits.argmax(-1) == part["top"]
-    return nll, kld, same.float(), (-nll).exp() - (-part["nll"]).exp()
+    mass = p.sum(-1)  # 1 up to the 16-bit rounding, divided out so that KL stays above zero
+    kld = (p * log_p.sub_(log_q)).sum(-1) / mass - mass.log()
+    same = log_q.argmax(-1) == part["top"]
+    return nll, kld.clamp_(min=0), same.float(), (-nll).exp() - (-part["nll"]).exp()
 
 
-def _encode(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def _encode(log_q: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """What a reference row keeps: log-probabilities in 16 bits, linear over the row's own range."""
-    nll, norm = _nll(logits, targets)
-    high, low = logits.amax(-1), logits.amin(-1)
+    high, low = log_q.amax(-1), log_q.amin(-1)
     step = ((high - low) / 65535).clamp(min=1e-12)
-    codes = ((high[:, None] - logits) / step[:, None]).round() - 32768
-    top = logits.argmax(-1)
+    codes = ((high[:, None] - log_q) / step[:, None]).round() - 32768
     return {
         "codes": codes.to(torch.int16),
-        "high": high - norm,
+        "high": high,
         "step": step,
-        "nll": nll,
-        "top": top,
+        "nll": _nll(log_q, targets),
+        "top": log_q.argmax(-1),
     }
 
 
@@ -227,8 +225,8 @@ class ReferenceLog:
         for i in missing:
             if on_chunk:
                 on_chunk(f"reference {'/'.join(self.pair)}  chunk {i + 1}/{len(self.pieces)}")
-            rows = _logit_rows(self.model, self.pieces[i], cache)
-            self.save(i, [_encode(logits, targets) for _, logits, targets in rows])
+            rows = _scored_rows(self.model, self.pieces[i], cache)
+            self.save(i, [_encode(log_q, targets) for _, log_q, targets in rows])
 
     def save(self, i: int, parts: list[dict[str, Tensor]]) -> None:
         """Write chunk `i` down, atomically."""
@@ -244,8 +242,11 @@ class ReferenceLog:
 
     def load(self, i: int) -> dict[str, np.ndarray]:
         """Chunk `i`: codes int16 [n, vocab]; high, step, nll float32 [n]; top int64 [n]."""
-        with np.load(self._path(i), allow_pickle=False) as file:
-            return dict(file)
+        try:
+            with np.load(self._path(i), allow_pickle=False) as file:
+                return dict(file)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            raise ValueError(f"{self._path(i)}: damaged; delete it") from None
 
 
 def model_sha256(model: Decoder) -> str:

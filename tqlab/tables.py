@@ -1,5 +1,6 @@
 """Rows (a list of dicts) as a compact table: HTML in a notebook, aligned text elsewhere."""
 
+import math
 from html import escape
 
 _NUMBER = {"bits": "{:.3f}", "reproduces": "{}"}
@@ -55,8 +56,8 @@ def _text(value, spec: str | None) -> str:
 
 
 PADDING_NOTE = (
-    "K and V bits are measured: bytes of the cache over the values in it. The turbo formats pad each "
-    "head with zeros\nto a multiple of 128, so heads of 64 cost twice the format's own bits."
+    "K and V bits are measured: bytes of the cache over the values in it. The turbo formats pad "
+    "each head with zeros\nto a multiple of 128, so heads of 64 cost twice the format's own bits."
 )
 
 
@@ -85,7 +86,10 @@ def sweep_notes(rows: list[dict]) -> str:
 
 
 def _with_error(mean: float | None, error: float | None) -> str:
-    return "–" if mean is None else f"{mean:.4f} ± {error:.4f}"
+    if mean is None:
+        return "–"
+    digits = max(4, 1 - math.floor(math.log10(error)) - 1) if error > 0 else 4
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:

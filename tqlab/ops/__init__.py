@@ -5,6 +5,16 @@ asks for the shader to be executed in the simulator. `reference()` forces the re
 """
 
 from .base import OPS, reference
-from .rows import wht
+from .linear import tq_linear, tq_moe_linear
+from .rows import dequantize_rows, embedding_rows, quantize_rows, wht
 
-__all__ = ["OPS", "reference", "wht"]
+__all__ = [
+    "OPS",
+    "dequantize_rows",
+    "embedding_rows",
+    "quantize_rows",
+    "reference",
+    "tq_linear",
+    "tq_moe_linear",
+    "wht",
+]

@@ -138,8 +138,8 @@ def test_gguf_types_are_measured_too():
 
 
 def test_quoted_rows_say_so():
-    assert all(row["source"] != "here" and row["mse"] > 0 for row in measure.QUOTED)
-    q4_k, tq4 = by(measure.QUOTED, "format")["q4_K"], measure.error_rows(G, ["tq4_1s"])[0]
+    assert all(row["source"] != "here" and row["mse"] > 0 for row in measure.quoted_rows())
+    q4_k, tq4 = by(measure.quoted_rows(), "format")["q4_K"], measure.error_rows(G, ["tq4_1s"])[0]
     assert tq4["mse"] > q4_k["mse"]
     assert tq4["bits"] > q4_k["bits"]
 
@@ -225,8 +225,11 @@ def test_the_mixed_recipe_is_not_two_and_a_half_bits():
 
 
 def test_verdict():
-    assert measure.verdict("c", "s", 0.36, 0.3634)["reproduces"] is True
-    assert measure.verdict("c", "s", 0.047, 0.0543)["reproduces"] is False
+    """One unit of the last printed digit, or 2 %: a rounding passes, a wrong number does not."""
+    for printed, measured in (("0.36", 0.3634), ("0.009", 0.0095), ("1.57", 1.59), ("2", 2.9)):
+        assert measure.verdict("c", "s", printed, measured)["reproduces"] is True
+    for printed, measured in (("0.047", 0.0543), ("2.5", 2.25), ("1.57", 1.61)):
+        assert measure.verdict("c", "s", printed, measured)["reproduces"] is False
 
 
 def test_smoke(monkeypatch):

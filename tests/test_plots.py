@@ -63,7 +63,7 @@ def test_every_format_has_its_own_colour():
 
 
 def test_rate_distortion_draws_points_and_bounds():
-    rows = measure.error_rows(measure.gaussian(64)) + list(measure.QUOTED)
+    rows = measure.error_rows(measure.gaussian(64)) + measure.quoted_rows()
     fig = plots.rate_distortion(rows)
     assert labelled(fig, "bits per value", "relative MSE")
     assert {"Shannon bound 4⁻ᵇ", "quoted, not measured here"} <= set(legend_texts(fig))

@@ -15,11 +15,11 @@ from .codebooks import (
 )
 from .errors import (
     LOSSY,
-    QUOTED,
     error_rows,
     gguf_error_rows,
     offset_rows,
     outlier_recipe_bits,
+    quoted_rows,
     round_trip,
     scale_rows,
     spread_rows,
@@ -42,7 +42,6 @@ from .vectors import (
 
 __all__ = [
     "LOSSY",
-    "QUOTED",
     "ROTATIONS",
     "attention_rows",
     "capture_kv",
@@ -62,6 +61,7 @@ __all__ = [
     "nearest",
     "offset_rows",
     "outlier_recipe_bits",
+    "quoted_rows",
     "relative_mse",
     "rotated",
     "round_trip",

@@ -62,27 +62,36 @@ def codebooks(bits=(1, 2, 3, 4)) -> Figure:
 def rate_distortion(rows, title: str = "", padded: bool = False) -> Figure:
     """Relative MSE against stored bits, with the Shannon bound and TurboQuant's guarantee.
 
-    Hollow points are quoted, not measured here (row["source"] other than "here").
+    One marker for each row["data"]; formats are named at the first. Hollow points are quoted, not
+    measured here (row["source"] other than "here").
     """
+    rows = [r for r in rows if r["mse"] > 0]
     with style():
         fig, ax = axes(size=(8.6, 5.4))
-        rows = [r for r in rows if r["mse"] > 0]
-        low, high = (f(r["bits"] for r in rows) for f in (min, max))
-        _bounds(ax, low - 0.4, high + 0.6)
-        for row in rows:
-            face = colour(row["format"]) if row["source"] == "here" else "white"
-            edge = colour(row["format"])
-            ax.plot(row["bits"], row["mse"], "o", ms=8, mfc=face, mec=edge, mew=1.6)
-        ax.set(yscale="log", ylabel="relative MSE (dimensionless)", title=title)
+        low, high = min(r["bits"] for r in rows) - 0.4, max(r["bits"] for r in rows) + 0.6
+        _bounds(ax, low, high)
+        named = _points(ax, rows)
+        ax.set(yscale="log", ylabel="relative MSE (dimensionless)", title=title, xlim=(low, high))
         what = "scales and padding" if padded else "scales"
         ax.set_xlabel(f"stored bits per value, {what} included")
-        ax.set_xlim(low - 0.4, high + 0.6)
         ax.set_ylim(min(r["mse"] for r in rows) / 3, max(r["mse"] for r in rows) * 3)
-        if any(r["source"] != "here" for r in rows):
-            ax.plot([], [], "o", mfc="white", mec=FALLBACK, label="quoted, not measured here")
         ax.legend(loc="upper right")
-        label_points(ax, [(r["bits"], r["mse"]) for r in rows], [r["format"] for r in rows])
+        label_points(ax, [(r["bits"], r["mse"]) for r in named], [r["format"] for r in named])
     return fig
+
+
+def _points(ax, rows) -> list:
+    """Draw every row's point and the legend's entries; the rows that get a name are returned."""
+    kinds = dict(zip(dict.fromkeys(r["data"] for r in rows), "osD^", strict=False))
+    for r in rows:
+        edge = colour(r["format"])
+        look = {"mfc": edge if r["source"] == "here" else "white", "mec": edge, "mew": 1.6}
+        ax.plot(r["bits"], r["mse"], kinds[r["data"]], ms=8, **look)
+    for data, marker in kinds.items() if len(kinds) > 1 else ():
+        ax.plot([], [], marker, color=FALLBACK, label=data)
+    if any(r["source"] != "here" for r in rows):
+        ax.plot([], [], "o", mfc="white", mec=FALLBACK, label="quoted, not measured here")
+    return [r for r in rows if kinds[r["data"]] == "o"]
 
 
 def _bounds(ax, low, high):

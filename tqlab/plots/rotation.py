@@ -21,9 +21,11 @@ def heads(x: Tensor, rotation: str = "wht", title: str = "keys of one head") -> 
     with style():
         fig, panels = axes(1, 2, size=(8.6, 3.6), sharey=True)
         parts = {"before": rotated(x, "none"), "after": rotated(x, rotation)}
-        limit = float(x.abs().quantile(0.999))
+        limit, crisp = float(x.abs().quantile(0.999)), {"interpolation": "nearest"}
         for ax, (when, z) in zip(panels, parts.items(), strict=True):
-            image = ax.imshow(z.numpy(), aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit)
+            image = ax.imshow(
+                z.numpy(), aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, **crisp
+            )
             name = f" ({ROTATION_LABELS[rotation]})" if when == "after" else ""
             ax.set(title=f"{title}, {when}{name}", xlabel="coordinate")
             ax.grid(False)
@@ -116,7 +118,8 @@ def coordinates_of(x: Tensor, rotation: str, title: str = "") -> Figure:
             label = "before" if when == "none" else f"after: {ROTATION_LABELS[when]}"
             left.vlines(range(len(z)), 0, z, color=colour, linewidth=1.3, label=label)
         left.set(xlabel="coordinate", ylabel="value / rms of the vector", title=title)
-        left.legend(loc="upper right", fontsize=8.5)
+        left.margins(y=0.25)
+        left.legend(loc="upper right", fontsize=8.5, ncols=2)
         grid = torch.linspace(-5, 5, 201)
         z = coordinates(x, rotation).flatten().clamp(-5, 5)
         right.hist(z.numpy(), bins=60, range=(-5, 5), density=True, color=SIDES["V"], alpha=0.55)

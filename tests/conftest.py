@@ -80,3 +80,12 @@ def own_data(tmp_path, monkeypatch) -> Path:
     """A data folder of the test's own: reference logs and downloads land there."""
     monkeypatch.setenv("TQLAB_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma 3 270M's file, only where it has been fetched: it is large and has its own licence."""
+    path = tqlab.data.data_dir() / "models" / "gemma-3-270m-q4_k_m.gguf"
+    if not path.is_file():
+        pytest.skip("gemma3-270m is not here: tqlab fetch gemma3-270m")
+    return path

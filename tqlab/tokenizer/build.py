@@ -3,9 +3,7 @@
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ..gguf_file import GGUFError
-from .vocabulary import USER_DEFINED, Vocabulary
-
-SPACE = "\u2581"  # stands for a space in SentencePiece vocabularies
+from .vocabulary import SPACE, USER_DEFINED, Vocabulary
 
 
 def build(vocab: Vocabulary) -> Tokenizer:
@@ -24,7 +22,7 @@ def build(vocab: Vocabulary) -> Tokenizer:
 
 def _bpe(vocab: Vocabulary, merges, **options) -> Tokenizer:
     try:
-        return Tokenizer(models.BPE(vocab=vocab.ids, merges=merges, **options))
+        return Tokenizer(models.BPE(vocab=vocab.pieces(), merges=merges, **options))
     except Exception as error:  # the library's own error type is plain Exception
         raise GGUFError(f"{vocab.path}: the vocabulary does not fit its merges: {error}") from None
 

@@ -1,9 +1,9 @@
 """Ids to text, byte by byte, so that characters split over tokens come out whole."""
 
 import codecs
+import re
 
-from .build import SPACE
-from .vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+from .vocabulary import BYTE, CONTROL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
 
 def _printable_bytes() -> dict[str, int]:
@@ -13,6 +13,7 @@ def _printable_bytes() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _BYTE_OF = _printable_bytes()
 
 
@@ -21,8 +22,8 @@ def token_bytes(vocab: Vocabulary, token: int) -> bytes:
     if not 0 <= token < len(vocab.tokens):
         raise ValueError(f"token id {token} is outside the vocabulary of {len(vocab.tokens)}")
     text, kind = vocab.tokens[token], vocab.types[token]
-    if kind == BYTE:
-        return bytes([int(text[1:-1], 16)])  # <0x0A>
+    if kind == BYTE and _BYTE.fullmatch(text):
+        return bytes([int(text[1:-1], 16)])
     if kind in (CONTROL, UNKNOWN, USER_DEFINED) or token in vocab.special:
         return text.encode()
     if vocab.kind == "gpt2" and all(c in _BYTE_OF for c in text):

@@ -5,6 +5,7 @@ import re
 from ..gguf_file import GGUFError, GGUFFile
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "\u2581"  # stands for a space in SentencePiece vocabularies
 _PIECES = (NORMAL, USER_DEFINED, UNUSED)  # what merging can make
 
 # Texts that end an answer wherever a vocabulary has them as control tokens (llama.cpp's list).
@@ -30,6 +31,8 @@ class Vocabulary:
     def __init__(self, file: GGUFFile):
         self.path, self.file = file.path, file
         self.tokens: list[str] = file.need("tokenizer.ggml.tokens")
+        if not self.tokens or not all(isinstance(t, str) for t in self.tokens):
+            raise GGUFError(f"{file.path}: tokenizer.ggml.tokens is not a list of texts")
         self.types = file.get("tokenizer.ggml.token_type") or [NORMAL] * len(self.tokens)
         self._same_length("token types", self.types)
         self.ids: dict[str, int] = {}
@@ -91,6 +94,13 @@ class Vocabulary:
             )
         return value
 
+    def pieces(self) -> dict[str, int]:
+        """Text -> id as merges spell it: runs of spaces, stored as they are, have both forms."""
+        if self.kind == "gpt2":
+            return self.ids
+        spaced = {t.replace(" ", SPACE): i for t, i in self.ids.items() if " " in t}
+        return spaced | self.ids
+
     def merges(self) -> list[tuple[str, str]]:
         """The file's merges. Raises GGUFError for one that is not two tokens."""
         return [self._merge(m) for m in self.file.need("tokenizer.ggml.merges")]
@@ -106,11 +116,11 @@ class Vocabulary:
         """SentencePiece as BPE: every split of every piece into two pieces, best score first."""
         scores = self.file.need("tokenizer.ggml.scores")
         self._same_length("scores", scores)
-        ids, best = self.ids, []
-        for i, piece in enumerate(self.tokens):
-            if self.types[i] in _PIECES and ids[piece] == i:
+        known, best = self.pieces(), []
+        for piece, i in known.items():
+            if self.types[i] in _PIECES and " " not in piece:
                 cuts = ((piece[:c], piece[c:]) for c in range(1, len(piece)))
-                best += [(-scores[i], cut) for cut in cuts if cut[0] in ids and cut[1] in ids]
+                best += [(-scores[i], cut) for cut in cuts if cut[0] in known and cut[1] in known]
         best.sort(key=lambda found: found[0])
         return [cut for _, cut in best]
 

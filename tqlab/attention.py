@@ -14,7 +14,7 @@ from .kvcache import View
 from .rotation import rotate_product, unrotate_product
 
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
-PREFILL_TILE, DECODE_TILE = 128, 1024
+PREFILL_TILE, DECODE_TILE = 128, 512
 # The score of a hidden key. Finite, so that a query which sees nothing of a tile (or nothing at
 # all: padding) does not turn into NaN; any key it does see makes exp(_HIDDEN - high) exactly 0.
 _HIDDEN = -1e30
@@ -31,14 +31,31 @@ def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tens
     batch, heads, steps, dim = q.shape
     kv_heads = view.k.data.shape[1]
     query = rotate_product(_pad(q * scale, view.k.padded_dim), view.k.format.rotation)
-    state = _OnlineSoftmax(
-        query.view(batch, kv_heads, heads // kv_heads, steps, -1), view.v.padded_dim, view.window
-    )
-    first = view.n - steps  # slot of the first query
-    for k, v, start in view.tiles(tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)):
-        state.add(k, v, start - first, _padding(view, start, k.shape[2]))
-    out = unrotate_product(state.result(), view.v.format.rotation)
+    query = query.view(batch, kv_heads, heads // kv_heads, steps, -1)
+    tile = tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)
+    result = _one_token(query, view) if _sees_all(view, steps, tile) else _tiled(query, view, tile)
+    out = unrotate_product(result, view.v.format.rotation)
     return out[..., :dim].reshape(batch, heads, steps, dim)
+
+
+def _sees_all(view: View, steps: int, tile: int) -> bool:
+    """Whether there is one query, which sees every key, and all of them fit a tile."""
+    hidden = view.pads is not None or view.n > (view.window or math.inf)
+    return steps == 1 and view.n <= tile and not hidden
+
+
+def _one_token(q: Tensor, view: View) -> Tensor:
+    """Decoding: one softmax without a mask, [B, H_kv, G, 1, D] -> the same with V's dim."""
+    scores = q.flatten(2, 3) @ view.k.read(0, view.n).mT
+    return (scores.softmax(-1) @ view.v.read(0, view.n)).unsqueeze(3)
+
+
+def _tiled(q: Tensor, view: View, tile: int) -> Tensor:
+    state = _OnlineSoftmax(q, view.v.padded_dim, view.window)
+    first = view.n - q.shape[3]  # slot of the first query
+    for k, v, start in view.tiles(tile):
+        state.add(k, v, start - first, _padding(view, start, k.shape[2]))
+    return state.result()
 
 
 def _pad(x: Tensor, dim: int) -> Tensor:

@@ -5,6 +5,7 @@ in `formats/__init__.py`.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -148,8 +149,25 @@ def _bucket_bytes(r: np.ndarray, thresholds: tuple[float, ...]) -> Tensor:
 
 def lookup(table: tuple[float, ...], index: Tensor) -> Tensor:
     """table[index]: int32 of any shape -> float32. index_select is torch's fastest CPU gather."""
-    values = torch.tensor(table, dtype=torch.float32, device=index.device)
-    return values.index_select(0, index.flatten()).view(index.shape)
+    return _tensor(table, index.device).index_select(0, index.flatten()).view(index.shape)
+
+
+@lru_cache(maxsize=64)
+def _tensor(table: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(table, dtype=torch.float32, device=device)
+
+
+def rows_of(table: Tensor, index: Tensor) -> Tensor:
+    """table[index] for rows of 2 or 4 values: float32 [n, w], int32 [...] -> [..., w].
+
+    On a CPU a row is fetched as one wide number, four times faster than row by row.
+    """
+    if table.device.type != "cpu":
+        return torch.nn.functional.embedding(index, table)
+    wide = table.view(torch.float64 if table.shape[1] == 2 else torch.complex128).flatten()
+    found = wide.index_select(0, index.flatten())
+    return found.view(torch.float32).view(*index.shape, table.shape[1])
 
 
 def half_bytes(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ turbo4_lm keeps turbo4's layout without its unused rnorm field and takes the tru
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from .. import codebook as cb
@@ -19,11 +20,13 @@ from .base import (
     half_bytes,
     lookup,
     reciprocal,
+    rows_of,
     serial_sum,
     square_root,
 )
 
 _TINY = 1e-10
+_FEW = 64  # blocks up to which the cost of calls, not of values, counts
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Turbo(Format):
     header: int = 2  # bytes before the codes: the fp16 norm, and turbo4's unused rnorm
 
     def _encode(self, blocks):
+        if blocks.device.type == "cpu" and len(blocks) <= _FEW:
+            with np.errstate(all="ignore"):  # an empty block divides by 0, a huge one overflows
+                return torch.from_numpy(self._encode_few(blocks.numpy().T))
         columns = blocks.T.contiguous()  # [128, N]
         norm = square_root(serial_sum(columns * columns))
         rotated = rot.rotate_columns(columns.mul_(reciprocal(norm, _TINY)), self.rotation)
@@ -43,6 +49,21 @@ class Turbo(Format):
         out = torch.zeros(len(blocks), self.block_bytes, dtype=torch.uint8, device=blocks.device)
         out[:, :2] = half_bytes(self._corrected(norm, index))
         out[:, self.header :] = self._pack(index.to(torch.uint8)).T
+        return out
+
+    def _encode_few(self, x):
+        """`_encode` in numpy: the same operations in the same order, a quarter of the call cost."""
+        norm = np.sqrt(_ordered_sum(x * x))
+        inv = np.where(norm > _TINY, 1 / norm, np.float32(0))
+        rotated = rot.rotate_columns(torch.from_numpy(x * inv), self.rotation).numpy()
+        thresholds, table = _arrays(self.thresholds), _arrays(self.table)
+        index = np.greater_equal(rotated[None], thresholds).sum(0, dtype=np.uint8)
+        codes = table[:, 0, 0][index]
+        length = np.sqrt(_ordered_sum(codes * codes))
+        norm = np.where(length > _TINY, norm / length, norm)
+        out = np.zeros((x.shape[1], self.block_bytes), np.uint8)
+        out[:, :2] = norm.astype(np.float16)[:, None].view(np.uint8)
+        out[:, self.header :] = self._pack(torch.from_numpy(index)).T.numpy()
         return out
 
     def _corrected(self, norm, index):
@@ -72,8 +93,17 @@ class Turbo(Format):
             high = torch.stack([signs & 15, signs >> 4], 2).view(len(blocks), 32)
             codes = codes[:, :32].int() | (high.int() << 8)
         table = _decode_table(self.bits, self.table, blocks.device)
-        values = torch.nn.functional.embedding(codes.int(), table)
+        values = rows_of(table, codes.int())
         torch.mul(values.view(out.shape), bytes_half(blocks[:, :2]), out=out)
+
+
+def _ordered_sum(x: np.ndarray) -> np.ndarray:
+    return np.add.accumulate(x, axis=0)[-1]
+
+
+@lru_cache(maxsize=16)
+def _arrays(values: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(values, np.float32)[:, None, None]
 
 
 @lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports only modules of its own line or of the lines above it.
 LAYERS = [
-    "device progress smoke data",
+    "version device progress smoke data",
     "packing rotation codebook innerproduct",
     "formats",
     "metal",
@@ -29,6 +29,7 @@ LAYERS = [
     "measure tables",
     "plots",
     "widgets",
+    "selftest_cases",
     "selftest",
     "cli",
     "__init__ __main__",

@@ -5,21 +5,22 @@ The public interface is what is named here; notebooks and the command line use n
 
 import importlib
 
-__version__ = "0.1.0"
-
 from . import codebook, data, device, formats, rotation
 from .convert import convert_hf
 from .generate import Generation, generate
 from .metrics import Perplexity, perplexity
 from .models import load_model
 from .quantize import quantize_gguf
+from .selftest import selftest
 from .sweep import sweep
+from .version import VERSION as __version__
 
 # Loaded at first use: matplotlib and ipywidgets take a second, and the command line needs neither.
 _LAZY = ("measure", "plots", "widgets")
 __all__ = [
     "Generation",
     "Perplexity",
+    "__version__",
     "codebook",
     "convert_hf",
     "data",
@@ -30,6 +31,7 @@ __all__ = [
     "perplexity",
     "quantize_gguf",
     "rotation",
+    "selftest",
     "sweep",
 ]
 

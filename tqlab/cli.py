@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import __version__, data, device, formats, tables
+from . import data, device, formats, tables
 from .convert import convert_hf
 from .generate import Run, Sampling
 from .metrics import perplexity
 from .models import load_model
 from .quantize import POLICIES, TYPES, quantize_gguf
+from .selftest import instead, report, selftest, summary, write
 from .sweep import DEFAULT_PAIRS, check_pair, sweep
+from .version import VERSION
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if args.json:
         print(json.dumps(result))
-    return 0
+    return 0 if result.get("passed", True) else 1
 
 
 def doctor(args) -> dict:
@@ -44,9 +46,9 @@ def doctor(args) -> dict:
     home = data.data_dir()
     models = sorted((home / "models").glob("*.gguf"))
     report = {
-        "tqlab": __version__,
+        "tqlab": VERSION,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": torch.VERSION,
         "platform": platform.platform(),
         "devices": {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()},
         "auto_device": device.pick("auto").type,
@@ -179,6 +181,17 @@ def _pair(text: str) -> tuple[str, str]:
     return check_pair(tuple(text.strip().split("/")))
 
 
+def run_selftest(args) -> dict:
+    """Every op, and torch's matmul and SDPA, on this device against references; 1 on failure."""
+    rows = selftest(args.device, quick=True if args.quick else None)
+    result = report(rows, args.device)
+    path = write(result, Path(args.out) if args.out else None)
+    where = " (simulated: shaders executed lane by lane on the CPU)" if result["simulated"] else ""
+    _say(args, f"{result['device']}, torch {result['torch']}{where}")
+    _say(args, f"{tables.Table(summary(rows))}\n\n{instead(result)}\nrows: {path}")
+    return result
+
+
 def _say(args, text: str) -> None:
     if not args.json:
         print(text)
@@ -188,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tqlab", description="Understand, measure and trust TurboQuant."
     )
-    parser.add_argument("--version", action="version", version=f"tqlab {__version__}")
+    parser.add_argument("--version", action="version", version=f"tqlab {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (function, add_arguments) in _COMMANDS.items():
         summary = function.__doc__.splitlines()[0]
@@ -273,6 +286,13 @@ def _convert_arguments(p) -> None:
     p.add_argument("dst", metavar="OUT.gguf")
 
 
+def _selftest_arguments(p) -> None:
+    known = "auto, mps, cuda, cpu; sim or sim-checked (no GPU needed); nvrtc (shaders on CUDA)"
+    p.add_argument("--device", default="auto", help=f"{known} (default: auto)")
+    p.add_argument("--quick", action="store_true", help="fewer sizes; always so when simulated")
+    p.add_argument("--out", metavar="FILE.json", help="default: data/results/selftest-DEVICE.json")
+
+
 _COMMANDS = {
     "doctor": (doctor, _no_arguments),
     "fetch": (fetch, _fetch_arguments),
@@ -282,4 +302,5 @@ _COMMANDS = {
     "logits": (logits, _logits_arguments),
     "quantize": (quantize, _quantize_arguments),
     "convert": (convert, _convert_arguments),
+    "selftest": (run_selftest, _selftest_arguments),
 }

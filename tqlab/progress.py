@@ -41,14 +41,25 @@ class Progress:
         self.show(detail)
 
 
-def _notebook_handle():
-    """An IPython display handle when a notebook kernel runs this, else None."""
+def say(line: str) -> None:
+    """A line of news: in the cell's output in notebooks, on stderr elsewhere."""
+    print(line, file=sys.stdout if _shell() else sys.stderr)
+
+
+def _shell():
+    """The running notebook kernel's shell, or None."""
     if "IPython" not in sys.modules:
         return None
     from IPython import get_ipython
-    from IPython.display import display
 
     shell = get_ipython()
-    if shell is None or not hasattr(shell, "kernel"):
+    return shell if hasattr(shell, "kernel") else None
+
+
+def _notebook_handle():
+    """An IPython display handle when a notebook kernel runs this, else None."""
+    if _shell() is None:
         return None
+    from IPython.display import display
+
     return display({"text/plain": ""}, raw=True, display_id=True)

@@ -20,6 +20,7 @@ from . import device as devices
 from .metrics import Perplexity, ReferenceLog, cut, model_sha256, perplexity, tokens_sha256
 from .models import Decoder
 from .progress import Progress
+from .version import VERSION
 
 REFERENCE = ("f16", "f16")
 # The fork's formats as measured in its own baselines, and our corrected turbo4_lm.
@@ -93,8 +94,6 @@ def check_pair(pair) -> tuple[str, str]:
 
 def _configuration(model: Decoder, pieces, text: data.Text | None, reference) -> dict:
     """Everything a point depends on except its formats."""
-    from . import __version__
-
     return {
         "model": model.config.name,
         "model_file": model.path.name,
@@ -108,7 +107,7 @@ def _configuration(model: Decoder, pieces, text: data.Text | None, reference) ->
         "chunks": pieces.shape[0],
         "reference": "/".join(reference),
         "device": model.device.type,
-        "tqlab": __version__,
+        "tqlab": VERSION,
     }
 
 

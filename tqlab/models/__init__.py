@@ -1,11 +1,11 @@
 """Models by GGUF general.architecture. To add one: a file here and a line in the registry."""
 
-import sys
 from pathlib import Path
 
 from .. import data
 from .. import device as devices
 from ..gguf_file import GGUFError, GGUFFile
+from ..progress import say
 from ..tokenizer import Tokenizer
 from .base import Decoder
 from .config import Config
@@ -27,7 +27,7 @@ def load_model(path_or_name: str | Path, device: str = "auto", weights: str = "a
     """Open a GGUF file, or a name `tqlab fetch` knows, ready to run.
 
     `device` "auto" takes mps, cuda or cpu; `weights` is "packed" (as the file has them), "dense"
-    (float32) or "auto": packed on mps and cuda, dense on cpu. What was chosen is printed (stderr).
+    (float32) or "auto": packed on mps and cuda, dense on cpu. What was chosen is printed.
     Raises: GGUFError (a ValueError) naming the file and what is wrong; FileNotFoundError.
     """
     chosen = devices.pick(device)
@@ -40,7 +40,7 @@ def load_model(path_or_name: str | Path, device: str = "auto", weights: str = "a
     mode = weights if weights != "auto" else ("dense" if chosen.type == "cpu" else "packed")
     model = _REGISTRY[arch](Weights(file, chosen, mode))
     model.tokenizer = Tokenizer.from_gguf(file)
-    print(_summary(model, auto=weights == "auto"), file=sys.stderr)
+    say(_summary(model, auto=weights == "auto"))
     return model
 
 

@@ -9,6 +9,7 @@ from ..kvcache import KVCache, LayerShape
 from .config import Config
 from .weights import Weights
 
+DEFAULT_TOKENS = 4096  # of a new cache
 PREFILL_CHUNK = 512  # tokens that go through the layers at once
 
 
@@ -44,15 +45,18 @@ class Decoder:
         self,
         k: str = "q8_0",
         v: str = "turbo4",
-        max_tokens: int = 4096,
+        max_tokens: int | None = None,
         batch: int = 1,
         pads: Sequence[int] | None = None,
     ) -> KVCache:
         """An empty cache on the model's device.
 
+        `max_tokens` None: 4096, or the model's context where that is shorter.
         `pads`: how many tokens at the left of each row are padding, when prompts differ in length.
         Raises: ValueError for unknown formats, unfit heads, or more tokens than the context.
         """
+        if max_tokens is None:
+            max_tokens = min(DEFAULT_TOKENS, self.config.context_length)
         if max_tokens > self.config.context_length:
             raise ValueError(
                 f"{max_tokens} tokens exceed the context of {self.config.name}: "

@@ -138,7 +138,9 @@ def _largest(y: Tensor, truth: Tensor) -> float:
 
 
 def _nmse(y: Tensor, truth: Tensor) -> float:
-    """Squared error over squared truth."""
+    """Squared error over squared truth; infinite for another shape."""
+    if y.shape != truth.shape:
+        return float("inf")
     y, truth = y.double().nan_to_num(), truth.double().nan_to_num()
     return float((y - truth).square().sum() / truth.square().sum().clamp(min=1e-300))
 

@@ -194,7 +194,8 @@ def test_what_templates_use():
     template = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
         "{{ tools | tojson }} {{ strftime_now('%Y') | length }} {{ m.get('x', 'none') }}"
-        "{% endfor %}{% set ns = namespace(n=0) %}{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}"
+        "{% endfor %}{% set ns = namespace(n=0) %}"
+        "{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}"
         "{% endfor %}{% set block %}{{ ns.n }}{% endset %}{{ block }}"
     )
     text = chat.render(template, USER * 2, tools=[{"name": "<é&>"}])

@@ -4,6 +4,7 @@ On MPS tensors the shader runs; elsewhere the reference does, unless `metal.simu
 asks for the shader to be executed in the simulator. `reference()` forces the reference anywhere.
 """
 
+from .attention import kv_attention
 from .base import OPS, reference
 from .linear import tq_linear, tq_moe_linear
 from .rows import dequantize_rows, embedding_rows, quantize_rows, wht
@@ -12,6 +13,7 @@ __all__ = [
     "OPS",
     "dequantize_rows",
     "embedding_rows",
+    "kv_attention",
     "quantize_rows",
     "reference",
     "tq_linear",

@@ -10,7 +10,8 @@ from torch import Tensor
 def pack(index: Tensor, bits: int) -> Tensor:
     """Pack small integers into a little-endian bit stream.
 
-    Shapes: index uint8 [n, N] -> uint8 [n * bits / 8, N], n * bits whole bytes (bits 3: 3 bytes)
+    Shapes: index uint8 [n, N] -> uint8 [n * bits / 8, N], n * bits whole bytes (bits 3: 3 bytes);
+    for 1, 2 and 4 bits a numpy array gives a numpy array.
     Units: `bits` in {1, 2, 3, 4, 8}; value j occupies bits j*bits .. of its column's stream.
     Source: spec formats 3.1 and 4.1 (nibbles, crumbs, sign bits, 3-byte groups).
     """
@@ -19,9 +20,9 @@ def pack(index: Tensor, bits: int) -> Tensor:
     if bits == 3:
         return _pack3(index)
     per_byte = 8 // bits
-    lanes = index.view(-1, per_byte, index.shape[1])  # [bytes, per_byte, N]
-    out = lanes[:, 0].clone()
-    for j in range(1, per_byte):
+    lanes = index.reshape(-1, per_byte, index.shape[1])  # [bytes, per_byte, N]
+    out = lanes[:, 0] | (lanes[:, 1] << bits)
+    for j in range(2, per_byte):
         out |= lanes[:, j] << (bits * j)
     return out
 

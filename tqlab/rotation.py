@@ -4,6 +4,7 @@ All are orthogonal, so inner products survive: <R q, R k> = <q, k>.
 Source: TurboQuant (arXiv 2504.19874) section 3; sign arrays: spec formats 2.1 and 2.2.
 """
 
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +16,8 @@ _S1_128 = (0xE46A0359, 0x42F85949, 0xA4C63BBB, 0x49F250A9)
 _S2_128 = (0x16ACEE90, 0x3F628FDC, 0xB7A5357A, 0xBEA56562)
 _T_32 = (0x696B4B4A,)
 
-_SMALL = 1 << 15  # values below which torch would not share the work among threads anyway
+_FEW_COLUMNS = 64  # up to these, calls cost more than arithmetic
+_LOCAL = threading.local()  # buffers of small transforms, one set a thread
 
 # name -> (group size, signs before the transform, signs after it, 1/sqrt(group))
 _ROTATIONS = {
@@ -53,8 +55,8 @@ def butterflies(x: Tensor) -> Tensor:
     n, cols = x.shape
     if n & (n - 1):
         raise ValueError(f"a Walsh-Hadamard transform needs a power of two, not {n} points")
-    if x.device.type == "cpu" and x.numel() <= _SMALL:
-        return torch.from_numpy(_small_butterflies(x.numpy()))
+    if x.device.type == "cpu" and cols <= _FEW_COLUMNS and x.dtype == torch.float32:
+        return torch.from_numpy(small_butterflies(x.numpy()))
     src, dst = x, torch.empty_like(x, memory_format=torch.contiguous_format)
     spare = torch.empty_like(dst) if n > 2 else dst
     h = 1
@@ -68,18 +70,28 @@ def butterflies(x: Tensor) -> Tensor:
     return src.clone() if src is x else src
 
 
-def _small_butterflies(x: np.ndarray) -> np.ndarray:
-    """The same in numpy, whose calls cost a third of torch's: what counts for a single token."""
-    n, cols = x.shape
-    src, dst, spare = x, np.empty_like(x, order="C"), np.empty_like(x, order="C")
-    h = 1
+def small_butterflies(x: np.ndarray) -> np.ndarray:
+    """The same in numpy, over buffers and views made once: calls are what a single token costs."""
+    plans = _LOCAL.__dict__.setdefault("plans", {})
+    if x.shape not in plans:
+        plans[x.shape] = _plan(*x.shape)
+    first, stages, last = plans[x.shape]
+    first[...] = x
+    for a, b, total, difference in stages:
+        np.add(a, b, out=total)
+        np.subtract(a, b, out=difference)
+    return last.copy()
+
+
+def _plan(n: int, cols: int):
+    """Two buffers and, for each stage, views of its inputs in one and its outputs in the other."""
+    src, dst = first, _ = np.empty((2, n, cols), np.float32)
+    stages, h = [], 1
     while h < n:
         pairs, out = src.reshape(-1, 2, h, cols), dst.reshape(-1, 2, h, cols)
-        np.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
-        np.subtract(pairs[:, 0], pairs[:, 1], out=out[:, 1])
-        src, dst, spare = dst, spare, dst
-        h *= 2
-    return src.copy() if src is x else src
+        stages.append((pairs[:, 0], pairs[:, 1], out[:, 0], out[:, 1]))
+        src, dst, h = dst, src, 2 * h
+    return first, stages, src
 
 
 def rotate_columns(x: Tensor, rotation: str) -> Tensor:

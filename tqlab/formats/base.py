@@ -32,6 +32,8 @@ class Format:
     rotation: str | None = None
     ggml_type: int | None = None
 
+    few = 0  # blocks up to which `_encode_few` is used on a CPU
+
     @property
     def bits_per_value(self) -> float:
         """Stored bits per value, scales included, before any padding of heads."""
@@ -53,6 +55,9 @@ class Format:
             raise ValueError(f"{self.name} quantises floating-point tensors, got {x.dtype}")
         nbytes = self.nbytes(x.shape[-1])
         blocks = x.reshape(-1, self.block_size)
+        if x.device.type == "cpu" and len(blocks) <= self.few:
+            packed = self._encode_few(blocks.float().numpy())
+            return torch.from_numpy(packed).view(*x.shape[:-1], nbytes)
         out = torch.empty(len(blocks), self.block_bytes, dtype=torch.uint8, device=x.device)
         for tile in self._tiles(blocks):
             out[tile] = self._encode(blocks[tile].float())
@@ -91,6 +96,13 @@ class Format:
 
     def _encode(self, blocks: Tensor) -> Tensor:
         """float32 [N, block_size] -> uint8 [N, block_bytes]"""
+        raise NotImplementedError
+
+    def _encode_few(self, blocks: np.ndarray) -> np.ndarray:
+        """`_encode` for a single token: numpy, the same operations in the same order.
+
+        float32 [N, block_size] -> uint8 [N, block_bytes], N <= few
+        """
         raise NotImplementedError
 
     def _decode(self, blocks: Tensor, out: Tensor) -> None:

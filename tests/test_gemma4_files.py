@@ -7,6 +7,7 @@ from test_gemma4 import E_MODEL, EXPERTS, TOLERANCE, build, difference
 from tiny import FULL, SLIDING
 
 from tqlab.gguf_file import GGUFError
+from tqlab.models import load_model
 
 
 def changed(tmp_path, edit=None, name="m.gguf", **options):
@@ -117,6 +118,18 @@ def test_absurd_metadata_is_refused(tmp_path, key, kind, value, word):
     path, *_ = changed(tmp_path, lambda file: replace(file, key, kind, value))
     with pytest.raises(ValueError, match=word):
         build(path)
+
+
+def test_a_tokeniser_that_is_not_known_stops_text_only(tmp_path):
+    def edit(file):
+        file.metadata = tiny.without(file.metadata, "ggml.model")
+        file.metadata.append(("tokenizer.ggml.model", "str", "none"))
+
+    path, ids, logits = changed(tmp_path, edit)
+    model = load_model(path, device="cpu")
+    assert difference(model, ids, logits) < TOLERANCE
+    with pytest.raises(GGUFError, match="tokenizer model 'none' is not known"):
+        model.tokenizer  # noqa: B018
 
 
 def test_more_experts_used_than_there_are_is_refused(tmp_path):

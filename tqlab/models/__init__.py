@@ -39,7 +39,7 @@ def load_model(path_or_name: str | Path, device: str = "auto", weights: str = "a
         )
     mode = weights if weights != "auto" else ("dense" if chosen.type == "cpu" else "packed")
     model = _REGISTRY[arch](Weights(file, chosen, mode))
-    model.tokenizer = Tokenizer.from_gguf(file)
+    model.make_tokenizer = lambda: Tokenizer.from_gguf(file)
     say(_summary(model, auto=weights == "auto"))
     return model
 

@@ -1,11 +1,13 @@
 """What every decoder shares: rope, norms, and running ids through a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..kvcache import KVCache, LayerShape
+from ..tokenizer import Tokenizer
 from .config import Config
 from .weights import Weights
 
@@ -18,19 +20,28 @@ class Decoder:
 
     Subclasses build their layers in `__init__` and implement `hidden` (and `layer_shapes` and
     `head` where theirs are special). The head is tied when the file has no output.weight.
-    Fields: config, tokenizer (set by load_model), device, weights_mode, nbytes (weights held).
+    Fields: config, device, weights_mode, nbytes (weights held); make_tokenizer (set by load_model).
     """
+
+    make_tokenizer: Callable[[], Tokenizer] | None = None
 
     def __init__(self, config: Config, weights: Weights):
         self.config, self.device = config, weights.device
         self.weights_mode, self._weights = weights.mode, weights
-        self.tokenizer = None
         self.path = weights.file.path
         size = {"rows": config.n_vocab, "columns": config.n_embd}
         self.embed = weights.matrix("token_embd.weight", **size)
         tied = not weights.has("output.weight")
         self.unembed = self.embed if tied else weights.matrix("output.weight", **size)
         self.out_norm = weights.vector("output_norm.weight", config.n_embd)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The file's tokeniser, built when first asked for: large vocabularies take seconds.
+
+        Raises: GGUFError for a kind that is not known.
+        """
+        return self.make_tokenizer() if self.make_tokenizer else None
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-from .. import formats
+from .. import formats, ops
 from ..gguf_file import GGUFError, GGUFFile, dequantize, type_layout
 
 _TILE_VALUES = 1 << 22  # values unpacked at once by a packed matrix: 16 MB
@@ -53,8 +53,19 @@ class Packed(Matrix):
     def nbytes(self):
         return self.raw.nbytes
 
+    @property
+    def turns(self) -> bool:
+        """Whether the stored domain is wht32's: then x is rotated once, and no weight is."""
+        return self.type in ("tq3_1s", "tq4_1s")
+
     def __call__(self, x):
+        if self.turns:
+            return self.times_rotated(rotated(x))
         return torch.cat([linear(x, tile) for tile in self._tiles()], -1)
+
+    def times_rotated(self, x: Tensor) -> Tensor:
+        """The product with an x that is rotated already; only where `turns`."""
+        return ops.tq_linear(x, self.raw, self.type, rotated=True)
 
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite; all are unpacked once."""
@@ -67,11 +78,18 @@ class Packed(Matrix):
         return (dequantize(part, self.type) for part in raw.split(max(1, _TILE_VALUES // values)))
 
     def rows(self, ids):
+        if self.turns:
+            return ops.embedding_rows(self.raw, ids, self.type)
         return dequantize(self.raw[ids.flatten()], self.type).view(*ids.shape, -1)
 
 
+def rotated(x: Tensor) -> Tensor:
+    """The input of every packed tq matrix that reads x, in a buffer of its own."""
+    return ops.wht(x.contiguous(), "wht32")
+
+
 class Joined(Matrix):
-    """Packed matrices of different types side by side."""
+    """Packed matrices of different types side by side; x is rotated once for all of them."""
 
     def __init__(self, parts: list[Matrix]):
         self.parts = parts
@@ -81,7 +99,10 @@ class Joined(Matrix):
         return sum(p.nbytes for p in self.parts)
 
     def __call__(self, x):
-        return torch.cat([p(x) for p in self.parts], -1)
+        turning = [isinstance(p, Packed) and p.turns for p in self.parts]
+        turned = rotated(x) if any(turning) else None
+        pairs = zip(self.parts, turning, strict=True)
+        return torch.cat([p.times_rotated(turned) if t else p(x) for p, t in pairs], -1)
 
 
 class Affine(Matrix):

@@ -16,7 +16,7 @@ def wht(x: Tensor, rotation: str, inverse: bool = False) -> Tensor:
     Error: float32 equals rotation.rotate bit for bit without FMA contraction; else one rounding.
     """
     turn = rotations.unrotate if inverse else rotations.rotate
-    return turn(x, rotation).to(x.dtype)
+    return turn(x, rotation).to(x.dtype).contiguous()  # as the shader, and the fake, give it
 
 
 def _wht_fake(x, rotation, inverse=False):

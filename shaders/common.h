@@ -7,15 +7,15 @@ using namespace metal;
 constant constexpr uint LANES = 32;  // threads in a simdgroup
 
 // Bit i of word i / 32 is set where sign i is -1.
-constant uint SIGNS_32[1] = {0x696B4B4A};
+constant constexpr uint SIGNS_32 = 0x696B4B4A;
 constant uint SIGNS_128_BEFORE[4] = {0xE46A0359, 0x42F85949, 0xA4C63BBB, 0x49F250A9};
 constant uint SIGNS_128_AFTER[4] = {0x16ACEE90, 0x3F628FDC, 0xB7A5357A, 0xBEA56562};
 constant constexpr float SCALE_32 = 0.17677669529663688f;   // 1 / sqrt(32)
 constant constexpr float SCALE_128 = 0.08838834764831845f;  // 1 / sqrt(128)
 
-// `value` with its sign changed where bit `i` of the mask is set.
-inline float flip(float value, constant const uint* mask, uint i) {
-  return as_type<float>(as_type<uint>(value) ^ (mask[i >> 5] >> (i & 31) << 31));
+// `value` with its sign changed where bit `i` of the mask is set; the same for four in a row.
+inline float flip(float value, uint mask, uint i) {
+  return as_type<float>(as_type<uint>(value) ^ (mask >> i << 31));
 }
 inline float4 flip4(float4 values, constant const uint* mask, uint lane) {
   const uint bits = mask[lane >> 3] >> (lane & 7) * 4;

@@ -36,7 +36,6 @@ def expected() -> dict[str, np.ndarray]:
         tables[f"TABLE_{name.upper()}"] = formats.get(name).table
         tables[f"STEPS_{name.upper()}"] = formats.get(name).thresholds
     masks = {
-        "SIGNS_32": rotation._T_32,
         "SIGNS_128_BEFORE": rotation._S1_128,
         "SIGNS_128_AFTER": rotation._S2_128,
     }
@@ -50,6 +49,11 @@ def test_table(name):
     assert name in python, f"{name} is a table that no Python module vouches for"
     assert name in shader, f"{name} is missing from the shaders"
     np.testing.assert_array_equal(shader[name], python[name])
+
+
+def test_signs_32():
+    (mask,) = (int(m, 16) for t in texts() for m in re.findall(r"uint SIGNS_32 = (0x\w+);", t))
+    assert (mask,) == rotation._T_32
 
 
 @pytest.mark.parametrize(("name", "n"), [("SCALE_32", 32), ("SCALE_128", 128)])

@@ -5,16 +5,19 @@ A new op adds a function and a line to CASES. Tensors are made on the CPU from f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from . import formats
 from .formats import Format
+from .kvcache import padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KV = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "q8_0", "q4_0")
 TQ = ("tq3_1s", "tq4_1s")
+CACHE = ("f16", "q8_0", "turbo2", "turbo3", "turbo4", "turbo4_lm")
 _MATMUL_NMSE = 5e-4  # spec kernels 1: what test-backend-ops allows a matrix product
 _BYTES_NMSE = 1e-4  # decoded: one borderline index of a few thousand
 
@@ -141,6 +144,35 @@ def _moe(x: Tensor, w: Tensor, name: str, experts: Tensor) -> Tensor:
     return torch.stack(rows).view(*experts.shape, -1)
 
 
+def kv_attention(quick: bool) -> Iterator[Case]:
+    """Every pair of formats, all head sizes; decode and prefill, groups, windows, padding."""
+    pairs = (("turbo3", "turbo4"), ("q8_0", "turbo3")) if quick else tuple(product(CACHE, CACHE))
+    for k, v in pairs:
+        for dim in (128,) if quick or k != v else (64, 128, 256, 512):
+            for dtype in DTYPES[:1] if (k, v) not in pairs[:2] else DTYPES:
+                yield from _attentions(k, v, dim, dtype, (40,) if quick else (1, 40, 700))
+
+
+def _attentions(k_format, v_format, dim, dtype, lengths) -> Iterator[Case]:
+    variant = f"{k_format}/{v_format} {_short(dtype)}"
+    pads = torch.tensor([0, 3], dtype=torch.int32)
+    for n in lengths:
+        k, v = (
+            _heads(name, _gaussian(2, 2, n + s, dim)[:, :, s:])
+            for s, name in ((0, k_format), (1, v_format))
+        )
+        for steps, window in ((1, None), (2, 16), (9, 16), (33, None)):
+            if steps <= n:
+                q = _gaussian(2, 6, steps, dim, dtype=dtype)
+                args = (q, k, v, k_format, v_format, n, dim**-0.5, window, pads)
+                yield Case(variant, f"{steps} on {n} keys of {dim}", args)
+
+
+def _heads(name: str, x: Tensor) -> Tensor:
+    fmt, dim = formats.get(name), x.shape[-1]
+    return fmt.quantize(torch.nn.functional.pad(x, (0, padded_head_dim(fmt, dim) - dim)))
+
+
 CASES: dict[str, Callable[[bool], Iterator[Case]]] = {
     "wht": wht,
     "quantize_rows": quantize_rows,
@@ -148,6 +180,7 @@ CASES: dict[str, Callable[[bool], Iterator[Case]]] = {
     "embedding_rows": embedding_rows,
     "tq_linear": tq_linear,
     "tq_moe_linear": tq_moe_linear,
+    "kv_attention": kv_attention,
 }
 
 

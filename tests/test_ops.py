@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tqlab import formats, metal, ops, rotation, selftest_cases
+from tqlab.kvcache import LayerShape, PackedHeads
 from tqlab.ops import base, marks
 
 X = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
@@ -121,6 +122,20 @@ def test_cpu_tensors_take_the_reference_by_default(launches, monkeypatch):
     monkeypatch.delenv("TQLAB_METAL", raising=False)
     ops.wht(X, "wht32")
     assert launches == []
+
+
+@pytest.mark.parametrize("name", ["turbo3", "q8_0", "f16"])
+def test_a_cache_packs_and_reads_through_the_ops(name, launches):
+    x = torch.randn(2, 3, 5, 96)
+    plain, shaders = (PackedHeads(name, 2, LayerShape(3, 96), 8, "cpu") for _ in range(2))
+    plain.write(2, x)
+    with metal.simulate("sim"):
+        shaders.write(2, x)
+        read = shaders.read(1, 7)
+    assert torch.equal(shaders.data, plain.data)
+    assert torch.equal(read, plain.read(1, 7))
+    kernels = [f"quantize_{name}_float", f"dequantize_{name}_float"]
+    assert launches == ([] if name == "f16" else kernels)
 
 
 def test_every_op_has_a_kernel_for_mps():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import formats
+from . import formats, metal, ops
 from .rotation import group_size
 
 
@@ -54,6 +54,8 @@ class PackedHeads:
     def pack(self, x: Tensor) -> Tensor:
         """float [B, H_kv, T, D] -> uint8 [B, H_kv, T, head_bytes], not stored yet."""
         padded = torch.nn.functional.pad(x, (0, self.padded_dim - self.head_dim))
+        if metal.engine(x.device):
+            return ops.quantize_rows(padded.contiguous(), self.format.name)
         return self.format.quantize(padded)
 
     def write(self, start: int, x: Tensor) -> None:
@@ -62,7 +64,10 @@ class PackedHeads:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Slots start .. stop, float32 [B, H_kv, stop - start, padded D], rotated domain."""
-        return self.format.dequantize(self.data[:, :, start:stop], rotated=True)
+        packed = self.data[:, :, start:stop]
+        if metal.engine(packed.device):
+            return ops.dequantize_rows(packed.contiguous(), self.format.name, rotated=True)
+        return self.format.dequantize(packed, rotated=True)
 
     def holding(self, data: Tensor) -> "PackedHeads":
         """The same layout over other bytes: uint8 [B, H_kv, any, head_bytes]."""

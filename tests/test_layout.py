@@ -19,7 +19,7 @@ LAYERS = [
     "formats",
     "metal",
     "ops",  # above formats: those are its references
-    "gguf_file gguf_write quantize convert chat tokenizer",
+    "gguf_file gguf_write policies quantize convert chat tokenizer",
     "kvcache",
     "attention",
     "models",

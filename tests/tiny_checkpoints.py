@@ -1,5 +1,7 @@
 """Tiny random checkpoints written by transformers, with tokenisers made here: test data only."""
 
+from pathlib import Path
+
 import torch
 from tokenizers import (
     AddedToken,
@@ -23,6 +25,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+DATA = Path(__file__).parent / "data"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 TEXT = ["the cat sat on the mat", "in the beginning there was the word", "2024 cats, 31 dogs"] * 4
 N_VOCAB = 384

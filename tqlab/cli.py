@@ -19,7 +19,8 @@ from .convert import convert_hf
 from .generate import Run, Sampling
 from .metrics import perplexity
 from .models import load_model
-from .quantize import POLICIES, TYPES, quantize_gguf
+from .policies import POLICIES, TYPES
+from .quantize import quantize_gguf
 from .selftest import instead, report, selftest, summary, write
 from .sweep import DEFAULT_PAIRS, check_pair, sweep
 from .version import VERSION

@@ -1,7 +1,7 @@
-// y = formats.get(name).dequantize(b, rotated=not unrotate).to(T): turbo2, turbo3, turbo4,
-// turbo4_lm (blocks of 128 values), and q8_0, q4_0 (blocks of 32, no rotation). Shapes: b
-// uchar[blocks * BYTES], y T[blocks * 128] or T[blocks * 32]; T float, half or bfloat. Grid:   one
-// thread for four values, so 32 or 8 a block; any number of blocks.
+// y = formats.get(name).dequantize(b, rotated=not unrotate).to(T): turbo2, turbo3, turbo4, turbo4_lm
+// (blocks of 128 values), and q8_0, q4_0 (blocks of 32, no rotation).
+// Shapes: b uchar[blocks * BYTES]; y T[blocks * 128] or T[blocks * 32], T float, half or bfloat.
+// Grid:   one thread for four values, so 32 or 8 a block; any number of blocks.
 #include "blocks.h"
 
 struct q4_0 {  // low nibbles: values 0 .. 15, high nibbles: 16 .. 31

@@ -1,7 +1,7 @@
-// y = formats.get(name).quantize(x): turbo2, turbo3, turbo4, turbo4_lm, q8_0, q4_0; out of place.
-// Shapes: x T[blocks * 128] (turbo) or T[blocks * 32], y uchar[blocks * BYTES]; T float, half,
-// bfloat. Grid:   32 threads (one simdgroup) a block; any number of blocks. Sums run in index
-// order, as on the CPU: without FMA contraction every byte is the same.
+// y = formats.get(name).quantize(x): turbo2, turbo3, turbo4, turbo4_lm, q8_0, q4_0; serial sums.
+// Shapes: x T[blocks * 128] (turbo) or T[blocks * 32], T float, half, bfloat; y uchar[blocks * BYTES].
+// Grid:   32 threads (one simdgroup) a block; any number of blocks.
+// Sums run in index order, as on the CPU: without FMA contraction every byte is the same.
 #include "blocks.h"
 
 constant constexpr float TINY = 1e-10f;  // shorter vectors are stored as zero

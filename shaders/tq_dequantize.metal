@@ -1,9 +1,9 @@
-// y = formats.get("tq3_1s" or "tq4_1s").dequantize(w[ids], rotated=not unrotate).to(T): an
-// embedding look-up that unpacks only the rows asked for; NaN in rows whose id is outside w.
-// Shapes: w uchar[rows, row_blocks * BYTES], ids int[n], y T[n, row_blocks * 32]; T float, half,
-// bfloat.
-//         sizes {rows, row_blocks, unrotate}
+// y = formats.get("tq3_1s" or "tq4_1s").dequantize(w[ids], rotated=not unrotate).to(T): an embedding
+// look-up that unpacks only the rows asked for; NaN in rows whose id is outside w.
+// Shapes: w uchar[rows][row_blocks * BYTES]; ids int[n]; y T[n][row_blocks * 32], T float, half or
+//         bfloat; sizes = rows, row_blocks, unrotate.
 // Grid:   32 threads (one simdgroup) a block of y; any n and row length.
+//         All lanes of a simdgroup share a row, so the id is tested before any collective.
 #include "blocks.h"
 
 template <typename W, typename T>

@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import math
 
 import pytest
 import torch
@@ -102,15 +103,74 @@ def test_kld_against_bits_names_every_measured_pair():
 def test_ppl_against_bytes_draws_the_baseline():
     fig = plots.ppl_against_bytes(sweep_rows())
     assert labelled(fig, "MB", "perplexity")
-    assert legend_texts(fig) == ["f16/f16"]
+    assert [text.split(",")[0] for text in legend_texts(fig)] == ["f16/f16"]
+    assert fig.axes[0].get_xlim()[1] < 10  # MB: the reference's 11.8 do not stretch the axis
+
+
+def side_points(fig):
+    """Values drawn for K (red circles) and V (blue squares), from left to right."""
+    lines = {line.get_marker(): line for line in fig.axes[0].lines}
+    return [[round(float(y), 4) for y in lines[mark].get_ydata()] for mark in "os"]
 
 
 def test_k_or_v_pairs_the_sides():
     fig = plots.k_or_v(sweep_rows())
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["turbo3", "turbo2", "turbo4"]
-    heights = [round(bar.get_height(), 4) for bar in fig.axes[0].patches]
-    assert heights == [0.17, 0.075, 0.03, 0.083, 0.0166]  # K: turbo3, turbo4; V: all three
+    names = [t.get_text().split()[0] for t in fig.axes[0].get_xticklabels()]
+    assert names == ["turbo3", "turbo2", "turbo4"]
+    assert side_points(fig) == [[0.17, 0.075], [0.03, 0.083, 0.0166]]
+    assert {"×5.7", "×4.5"} <= {text.get_text() for text in fig.axes[0].texts}
     assert labelled(fig, "q8_0", "nats")
+    shades = {line.get_color() for line in fig.axes[0].lines if line.get_marker() in ("o", "s")}
+    assert len(shades) == 2
+
+
+def test_k_or_v_without_one_side_or_both():
+    one = [row for row in sweep_rows() if row["k"] == "q8_0"]
+    fig = plots.k_or_v(one)
+    assert side_points(fig) == [[], [0.083, 0.03, 0.0166]]
+    assert any("K alone: not measured" in text for text in legend_texts(fig))
+    for rows in ([], [row for row in sweep_rows() if row["k"] == row["v"]]):
+        assert plots.k_or_v(rows).png().startswith(b"\x89PNG")
+
+
+def test_the_reference_does_not_stretch_the_axes():
+    """Its KL is rounding noise: it is named in a corner, and no point is drawn for it."""
+    rows = sweep_rows()
+    rows[0] |= {"kld_mean": 1e-8, "kld_se": 1e-8, "reference": "f16/f16"}
+    ax = plots.kld_against_bits(rows).axes[0]
+    assert ax.get_xlim()[1] < 10
+    assert ax.get_ylim()[0] > 1e-4
+    assert any("f16/f16, the reference" in text.get_text() for text in ax.texts)
+    chosen = plots.kld_against_bits(rows, highlight=("f16", "f16")).axes[0]
+    assert any(text.get_weight() == "bold" for text in chosen.texts)
+
+
+def test_labels_stand_nearer_to_their_own_point():
+    fig = plots.kld_against_bits(sweep_rows())
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    centres = {
+        f"{r['k']}/{r['v']}": ax.transData.transform((r["bits"], r["kld_mean"]))
+        for r in sweep_rows()[1:]
+    }
+    for label in (t for t in ax.texts if t.get_text() in centres):
+        box = label.get_window_extent()
+        gaps = {name: math.dist(nearest(box, xy), xy) for name, xy in centres.items()}
+        assert min(gaps, key=gaps.get) == label.get_text()
+
+
+def nearest(box, xy):
+    """The point of a box that lies nearest to xy."""
+    return [min(max(xy[0], box.x0), box.x1), min(max(xy[1], box.y0), box.y1)]
+
+
+def test_here_and_quoted_draws_every_shared_pair():
+    rows = measure.beside_fork(sweep_rows())
+    fig = plots.here_and_quoted(rows)
+    assert labelled(fig, "quoted", "here")
+    assert legend_texts(fig) == ["equal"]
+    assert {row["pair"] for row in rows} <= {text.get_text() for text in fig.axes[0].texts}
+    assert plots.here_and_quoted([]).png().startswith(b"\x89PNG")
 
 
 def test_sensitivity_draws_both_sides():

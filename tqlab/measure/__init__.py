@@ -19,6 +19,7 @@ from .errors import (
     gguf_error_rows,
     offset_rows,
     outlier_recipe_bits,
+    padding_rows,
     quoted_rows,
     round_trip,
     scale_rows,
@@ -26,7 +27,8 @@ from .errors import (
     verdict,
 )
 from .products import attention_rows, inner_product_rows
-from .sensitivity import sensitivity_rows
+from .published import beside_fork, symmetric_rows
+from .sensitivity import protection_rows, sensitivity_rows
 from .vectors import (
     ROTATIONS,
     capture_kv,
@@ -44,6 +46,7 @@ __all__ = [
     "LOSSY",
     "ROTATIONS",
     "attention_rows",
+    "beside_fork",
     "capture_kv",
     "cell_rows",
     "codebook_of",
@@ -61,6 +64,8 @@ __all__ = [
     "nearest",
     "offset_rows",
     "outlier_recipe_bits",
+    "padding_rows",
+    "protection_rows",
     "quoted_rows",
     "relative_mse",
     "rotated",
@@ -70,5 +75,6 @@ __all__ = [
     "smoke",
     "spiked",
     "spread_rows",
+    "symmetric_rows",
     "verdict",
 ]

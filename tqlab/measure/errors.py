@@ -115,6 +115,18 @@ def spread_rows(x: Tensor, rotations=("wht", "haar"), bits: int = 4) -> list[Row
     return rows
 
 
+def padding_rows(head_dim: int, names=LOSSY) -> list[Row]:
+    """What a value of a head really takes: row with format, bits (its own), padded (head size in
+    the cache), stored (bits a value, padding included)."""
+    rows = []
+    for fmt in map(formats.get, names):
+        padded = padded_head_dim(fmt, head_dim)
+        stored = 8 * fmt.nbytes(padded) / head_dim
+        row = {"format": fmt.name, "bits": fmt.bits_per_value, "padded": padded}
+        rows.append(row | {"stored": stored})
+    return rows
+
+
 def outlier_recipe_bits(dim: int = 128, outliers: int = 32, high: int = 3, low: int = 2) -> float:
     """Bits a value when `outliers` of `dim` channels take `high` bits and the others `low`."""
     return (outliers * high + (dim - outliers) * low) / dim

@@ -14,8 +14,9 @@ from .errors import (
     sphere_density,
 )
 from .rotation import coordinates_of, heads, histograms, layers, offsets
+from .sides import here_and_quoted, k_or_v
 from .style import COLOURS, Figure, colour
-from .sweep import k_or_v, kld_against_bits, ppl_against_bytes, sensitivity
+from .sweep import kld_against_bits, ppl_against_bytes, sensitivity
 
 __all__ = [
     "COLOURS",
@@ -27,6 +28,7 @@ __all__ = [
     "colour",
     "coordinates_of",
     "heads",
+    "here_and_quoted",
     "histograms",
     "inner_products",
     "k_or_v",

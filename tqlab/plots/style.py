@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as _Figure
 from matplotlib.patheffects import withStroke
 
@@ -126,7 +127,7 @@ def label_points(ax, points, texts, fontsize: float = 9) -> list:
     """
     ax.figure.canvas.draw()
     centres = [tuple(ax.transData.transform(p)) for p in points]
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in centres] + _drawn_lines(ax)
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in centres] + _drawn_lines(ax) + _written(ax)
     labels = []
     for point, centre, text in zip(points, centres, texts, strict=True):
         label = ax.annotate(text, point, (0, 0), textcoords="offset points", fontsize=fontsize)
@@ -140,24 +141,30 @@ def label_points(ax, points, texts, fontsize: float = 9) -> list:
 
 def _drawn_lines(ax) -> list:
     """Small boxes, in pixels, along every line of the axes: places where a label reads badly."""
-    boxes = []
-    for line in ax.lines:
-        if line.get_linestyle() == "None" or not len(line.get_xdata()):
-            continue
-        path = line.get_transform().transform_path(line.get_path()).interpolated(40)
-        boxes += [(x - 2, y - 2, x + 2, y + 2) for x, y in path.vertices]
-    return boxes
+    lines = [x for x in ax.lines if x.get_linestyle() != "None" and len(x.get_xdata())]
+    paths = [line.get_transform().transform_path(line.get_path()) for line in lines]
+    for bars in (c for c in ax.collections if isinstance(c, LineCollection)):
+        paths += [bars.get_transform().transform_path(path) for path in bars.get_paths()]
+    vertices = (xy for path in paths for xy in path.interpolated(40).vertices)
+    return [(x - 2, y - 2, x + 2, y + 2) for x, y in vertices]
+
+
+def _written(ax) -> list:
+    """Boxes of the texts and the legend that stand in the axes already."""
+    texts = [text for text in ax.texts if text.get_text()]
+    legend = [ax.get_legend()] if ax.get_legend() else []
+    return [tuple(item.get_window_extent().extents) for item in texts + legend]
 
 
 def _place(ax, label, centre, size, taken, others) -> None:
     frame = ax.get_window_extent()
     best = None
-    for radius in (11, 20, 32, 46, 62):
+    for radius in (13, 20, 32, 46, 62):
         for dx, dy in _ANGLES:
             box = _box(centre, size, dx * radius, dy * radius)
             inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1]
             cost = sum(_overlap(box, other) for other in taken) + (0 if inside else 1e6)
-            cost += 200 * any(_gap(box, other) < _gap(box, centre) for other in others)
+            cost += 200 * any(_gap(box, other) < 1.6 * _gap(box, centre) for other in others)
             if best is None or cost < best[0]:
                 best = (cost, box, radius)
         if best[0] == 0:

@@ -223,6 +223,8 @@ class Run:
 def _encode(tokenizer, prompt: str | Messages, thinking: bool) -> list[int]:
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt) if prompt else []
+    elif not isinstance(prompt, list):
+        raise ValueError(f"a prompt is a text or a list of messages, not {prompt!r}")
     else:
         ids = tokenizer.chat_ids(prompt, thinking=thinking)
     if not ids:

@@ -49,7 +49,7 @@ def doctor(args) -> dict:
     report = {
         "tqlab": VERSION,
         "python": platform.python_version(),
-        "torch": torch.VERSION,
+        "torch": torch.__version__,
         "platform": platform.platform(),
         "devices": {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()},
         "auto_device": device.pick("auto").type,

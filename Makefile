@@ -1,6 +1,7 @@
 # make            an environment in .venv/ with the tqlab command
 # make sweep      perplexity of a real model under every KV-cache format
 # make test       everything the gate runs
+# make mutants    breaks every shader in a fixed list of ways; the tests must notice (an hour)
 # make lab        the notebooks
 # make notebooks  run them all and store their outputs
 # PYTHON=python3.12 picks the interpreter, MODEL=name the model.
@@ -12,7 +13,7 @@ DEPS := pyproject.toml setup.py constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: venv sweep test lint lab notebooks
+.PHONY: venv sweep test lint lab notebooks mutants
 
 venv: .venv/.installed
 
@@ -30,6 +31,7 @@ notebooks: .venv/.installed-test
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror --assume-filename=x.cpp shaders/*.metal shaders/*.h
 
 # Without notebooks pytest would call an empty run an error.
 test: lint
@@ -37,6 +39,9 @@ ifneq ($(NOTEBOOKS),)
 	TQLAB_SMOKE=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
 endif
 	$(BIN)/python -m pytest
+
+mutants: .venv/.installed-test
+	$(BIN)/python benchmarks/mutants.py --out data/results/mutants.json
 
 # Empty stamp files: a second call installs nothing.
 .venv/.installed: $(DEPS)

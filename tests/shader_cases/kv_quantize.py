@@ -55,5 +55,11 @@ def edges(format: str) -> None:
     quantizes(format, awkward(128))
 
 
+def order_of_sums(format: str) -> None:
+    """Rows whose bytes change when the lanes are added in another order."""
+    rows = [617, 12894, 23044, 23888, 28696, 31746, 37271]
+    quantizes(format, gaussian(40000, 128, seed=1)[rows])
+
+
 CASES = [case(ordinary, f, dtype) for f in FORMATS for dtype in DTYPES]
-CASES += [case(edges, f) for f in FORMATS]
+CASES += [case(edges, f) for f in FORMATS] + [case(order_of_sums, "turbo2")]

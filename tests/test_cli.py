@@ -59,6 +59,7 @@ def test_doctor_says_what_is_here(run):
     report = json.loads(out)
     assert set(report["devices"]) == {"mps", "cuda"}
     assert report["auto_device"] in ("mps", "cuda", "cpu")
+    assert {"wht", "kv_quantize", "tq_matvec"} <= set(report["shaders"])
 
 
 @pytest.mark.parametrize(

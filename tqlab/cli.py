@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import data, device, formats, tables
+from . import data, device, formats, metal, tables
 from .convert import convert_hf
 from .generate import Run, Sampling
 from .metrics import perplexity
@@ -53,6 +53,7 @@ def doctor(args) -> dict:
         "platform": platform.platform(),
         "devices": {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()},
         "auto_device": device.pick("auto").type,
+        "shaders": sorted(p.stem for p in metal.shader_dir().glob("*.metal")),
         "data": str(home),
         "models": {p.name: p.stat().st_size for p in models},
         "reference_cache_bytes": _folder_size(home / "cache"),

@@ -131,7 +131,7 @@ kernel void quantize_q4_0(device const T* x [[buffer(0)]], device uchar* y [[buf
                           ushort lane [[thread_index_in_simdgroup]]) {
   const float v = float(x[i]);
   const float largest = simd_max(abs(v));
-  const ushort first = simd_min(abs(v) == largest ? lane : ushort(LANES - 1));
+  const ushort first = simd_min(abs(v) == largest ? lane : ushort(31));
   const float m = simd_shuffle(v, first);
   const float d = (m == 0.0f ? 0.0f : m) / -8.0f;
   const float scaled = v * (d != 0.0f ? 1.0f / d : 0.0f);

@@ -159,6 +159,16 @@ def test_labels_stand_nearer_to_their_own_point():
         assert min(gaps, key=gaps.get) == label.get_text()
 
 
+def test_a_ring_keeps_labels_outside():
+    ax = plots.kld_against_bits(sweep_rows(), highlight=("turbo3", "turbo3")).axes[0]
+    ax.figure.canvas.draw()
+    label = next(t for t in ax.texts if t.get_text() == "turbo3/turbo3")
+    ring = next(line for line in ax.lines if line.get_markersize() > 15)
+    xy = ax.transData.transform(ring.get_xydata()[0])
+    radius = ring.get_markersize() / 144 * ax.figure.dpi
+    assert math.dist(nearest(label.get_window_extent(), xy), xy) > radius
+
+
 def nearest(box, xy):
     """The point of a box that lies nearest to xy."""
     return [min(max(xy[0], box.x0), box.x1), min(max(xy[1], box.y0), box.y1)]

@@ -127,7 +127,8 @@ def label_points(ax, points, texts, fontsize: float = 9) -> list:
     """
     ax.figure.canvas.draw()
     centres = [tuple(ax.transData.transform(p)) for p in points]
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in centres] + _drawn_lines(ax) + _written(ax)
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in centres]
+    taken += _drawn_lines(ax) + _rings(ax) + _written(ax)
     labels = []
     for point, centre, text in zip(points, centres, texts, strict=True):
         label = ax.annotate(text, point, (0, 0), textcoords="offset points", fontsize=fontsize)
@@ -147,6 +148,14 @@ def _drawn_lines(ax) -> list:
         paths += [bars.get_transform().transform_path(path) for path in bars.get_paths()]
     vertices = (xy for path in paths for xy in path.interpolated(40).vertices)
     return [(x - 2, y - 2, x + 2, y + 2) for x, y in vertices]
+
+
+def _rings(ax) -> list:
+    """Boxes around the large markers that ring a point."""
+    rings = [line for line in ax.lines if line.get_markersize() > 12]
+    centres = [(ring, ax.transData.transform(ring.get_xydata()[0])) for ring in rings]
+    radii = [(ring.get_markersize() / 144 * ax.figure.dpi + 2, *xy) for ring, xy in centres]
+    return [(x - r, y - r, x + r, y + r) for r, x, y in radii]
 
 
 def _written(ax) -> list:

@@ -78,11 +78,12 @@ def log_safe(value, error):
 def _slope(ax, rows) -> None:
     """The Shannon bound's slope through the best pair: KL grows with squared error."""
     anchor = min(r["kld_mean"] * 4 ** r["bits"] for r in rows)
-    span, limits = ax.get_xlim(), ax.get_ylim()
+    limits = {"xlim": ax.get_xlim(), "ylim": ax.get_ylim()}
+    span = [limits["xlim"][0], max(r["bits"] for r in rows)]
     y = [anchor * 4.0**-b for b in span]
     label = "slope of the Shannon bound, 4⁻ᵇ, through the best pair"
     ax.plot(span, y, "--", color=THEORY, linewidth=1.1, label=label)
-    ax.set(xlim=span, ylim=limits)
+    ax.set(**limits)
 
 
 def ppl_against_bytes(rows, highlight: tuple[str, str] | None = None) -> Figure:

@@ -10,30 +10,30 @@ constant constexpr int BANDS = QUERIES / 8;  // bands of eight queries
 constant constexpr int K_PART = K_DIM % 64 ? 32 : 64, V_PART = V_DIM % 64 ? 32 : 64;
 constant constexpr int COLUMNS = V_PART / 32;  // 8x8 matrices a simdgroup owns of a part of V
 
-// 17 to 29 KiB.
+// 17 to 29 KiB: one array each, so that an overrun is seen.
+constant constexpr int PART = K_PART > V_PART ? K_PART : V_PART;
 struct tile_memory {
-  float4 queries[QUERIES * DIM / 4];  // and, at the end, the output
-  float4 part[KEYS * 64 / 4];         // a part of 32 keys, or of their values
-  float scores[QUERIES * KEYS];
-  float decay[BANDS * 64];  // one diagonal matrix a band
-  float inverse[QUERIES];
+  threadgroup float4* queries;  // [QUERIES * DIM / 4]; at the end the output
+  threadgroup float4* part;     // [KEYS * PART / 4]: a part of 32 keys, or of their values
+  threadgroup float* scores;    // [QUERIES * KEYS]
+  threadgroup float* decay;     // [BANDS * 64]: one diagonal matrix a band
 };
 
-// Values PART * part .. of 32 keys from slot `at` on, float[KEYS][PART]; at the end the last again.
-template <typename F, int SIZE, int PART>
+// Values WIDTH * part .. of 32 keys from slot `at` on, float[KEYS][WIDTH]; at the end the last again.
+template <typename F, int SIZE, int WIDTH>
 inline void load_part(device const uchar* rows, threadgroup float4* to, int at, int stop, int part,
                       int t) {
-  for (int i = t; i < KEYS * PART / 4; i += THREADS) {
-    const int quad = part * (PART / 4) + i % (PART / 4);
+  for (int i = t; i < KEYS * WIDTH / 4; i += THREADS) {
+    const int quad = part * (WIDTH / 4) + i % (WIDTH / 4);
     device const uchar* row =
-        rows + ulong(min(at + i / (PART / 4), stop - 1)) * (SIZE / F::BLOCK * F::BYTES);
+        rows + ulong(min(at + i / (WIDTH / 4), stop - 1)) * (SIZE / F::BLOCK * F::BYTES);
     device const uchar* block = row + quad / (F::BLOCK / 4) * F::BYTES;
     to[i] = F::quad(block, quad % (F::BLOCK / 4)) * F::scale(block);
   }
 }
 
 // scores = queries . keys^T; a simdgroup computes eight keys' columns.
-inline void multiply_keys(device const uchar* keys, threadgroup tile_memory& m, int at, int stop,
+inline void multiply_keys(device const uchar* keys, thread const tile_memory& m, int at, int stop,
                           int t, int sg) {
   simdgroup_float8x8 sums[BANDS], left, right;
   for (int i = 0; i < BANDS; ++i) sums[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
@@ -56,7 +56,7 @@ inline void multiply_keys(device const uchar* keys, threadgroup tile_memory& m, 
 
 // Scores become weights, row by row; a simdgroup has QUERIES / 4 of them, a lane is a key.
 constant constexpr int OWN = QUERIES / SIMDGROUPS;
-inline void weigh(constant sizes& s, threadgroup tile_memory& m, thread float (&high)[OWN],
+inline void weigh(constant sizes& s, thread const tile_memory& m, thread float (&high)[OWN],
                   thread float (&total)[OWN], int first_row, int slot, int pad, int sg, int lane) {
   for (int i = 0; i < OWN; ++i) {
     const int r = sg * OWN + i, row = min(first_row + r, s.heads * s.steps - 1);
@@ -72,7 +72,7 @@ inline void weigh(constant sizes& s, threadgroup tile_memory& m, thread float (&
 }
 
 // out = decay * out + weights . values; a simdgroup owns a quarter of every part's columns.
-inline void multiply_values(device const uchar* values, threadgroup tile_memory& m,
+inline void multiply_values(device const uchar* values, thread const tile_memory& m,
                             thread simdgroup_float8x8 (&out)[V_DIM / V_PART][BANDS][COLUMNS],
                             int at, int stop, int t, int sg) {
   simdgroup_float8x8 left, right;
@@ -104,23 +104,25 @@ inline void multiply_values(device const uchar* values, threadgroup tile_memory&
     constant float& scale [[buffer(6)]], uint2 group [[threadgroup_position_in_grid]],
     uint t [[thread_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]],
     ushort sg [[simdgroup_index_in_threadgroup]]) {
-  threadgroup tile_memory m;
+  threadgroup float4 queries[QUERIES * DIM / 4], part[KEYS * PART / 4];
+  threadgroup float scores[QUERIES * KEYS], decay[BANDS * 64], inverse[QUERIES];
+  const tile_memory m = {queries, part, scores, decay};
   const int rows = s.heads * s.steps, first_row = int(group.x) * QUERIES;
   const int pad = pads[group.y / s.kv_heads];
   for (int i = t; i < QUERIES * (K_DIM / 4); i += THREADS) {
     const int row = min(first_row + i / (K_DIM / 4), rows - 1);
-    m.queries[i] = q[row_offset(s, group.y, row) * (K_DIM / 4) + i % (K_DIM / 4)] * scale;
+    queries[i] = q[row_offset(s, group.y, row) * (K_DIM / 4) + i % (K_DIM / 4)] * scale;
   }
-  for (int i = t; i < BANDS * 64; i += THREADS) m.decay[i] = 0.0f;
+  for (int i = t; i < BANDS * 64; i += THREADS) decay[i] = 0.0f;
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   device const uchar* keys = head_of<K_FORMAT, K_DIM>(k, group.y, s.k_slots);
   device const uchar* values = head_of<V_FORMAT, V_DIM>(v, group.y, s.v_slots);
   simdgroup_float8x8 out[V_DIM / V_PART][BANDS][COLUMNS];
-  for (int part = 0; part < V_DIM / V_PART; ++part) {
+  for (int p = 0; p < V_DIM / V_PART; ++p) {
     for (int i = 0; i < BANDS; ++i) {
       for (int c = 0; c < COLUMNS; ++c)
-        out[part][i][c] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+        out[p][i][c] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     }
   }
   float high[OWN], total[OWN];
@@ -136,24 +138,24 @@ inline void multiply_values(device const uchar* values, threadgroup tile_memory&
     multiply_values(values, m, out, at, stop, t, sg);
   }
 
-  threadgroup float* staged = (threadgroup float*)m.queries;
-  for (int part = 0; part < V_DIM / V_PART; ++part) {
+  threadgroup float* staged = (threadgroup float*)queries;
+  for (int p = 0; p < V_DIM / V_PART; ++p) {
     for (int i = 0; i < BANDS; ++i) {
       for (int c = 0; c < COLUMNS; ++c) {
-        const int column = part * V_PART + sg * (V_PART / SIMDGROUPS) + 8 * c;
-        simdgroup_store(out[part][i][c], staged + 8 * i * V_DIM + column, V_DIM);
+        const int column = p * V_PART + sg * (V_PART / SIMDGROUPS) + 8 * c;
+        simdgroup_store(out[p][i][c], staged + 8 * i * V_DIM + column, V_DIM);
       }
     }
   }
   for (int i = 0; i < OWN; ++i) {
     const float sum = simd_sum(total[i]);
-    if (lane == 0) m.inverse[sg * OWN + i] = sum > 0.0f ? 1.0f / sum : 0.0f;
+    if (lane == 0) inverse[sg * OWN + i] = sum > 0.0f ? 1.0f / sum : 0.0f;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (int i = t; i < QUERIES * (V_DIM / 4); i += THREADS) {
     const int row = first_row + i / (V_DIM / 4);
     if (row >= rows) continue;
     y[row_offset(s, group.y, row) * (V_DIM / 4) + i % (V_DIM / 4)] =
-        m.queries[i] * m.inverse[row - first_row];
+        queries[i] * inverse[row - first_row];
   }
 }

@@ -98,18 +98,18 @@ inline void multiply_tile(threadgroup const T* weights, threadgroup const T* tok
   }
 }
 
-// The threadgroup memory of a tile: 12 to 20 KiB.
+// The threadgroup memory of a tile, 14 to 20 KiB: one array each, so that an overrun is seen.
 template <typename T>
 struct tile_memory {
-  T weights[OUTPUTS * BLOCK];
-  T tokens[TOKENS * BLOCK];
-  float out[TOKENS * OUTPUTS];
+  threadgroup T* weights;  // [OUTPUTS * BLOCK]
+  threadgroup T* tokens;   // [TOKENS * BLOCK]
+  threadgroup float* out;  // [TOKENS * OUTPUTS]
 };
 
 // y[rows][first_out ..] = x[rows] . w^T: float sums of products in T. Edges are read clamped.
 template <typename W, typename T, typename Rows>
 inline void tile(device const uchar* w, device const T* x, device T* y, thread const Rows& rows,
-                 threadgroup tile_memory<T>& memory, int first_out, int n_in, int n_out, int t,
+                 thread const tile_memory<T>& memory, int first_out, int n_in, int n_out, int t,
                  int sg) {
   const int token = sg / 2 * 16, output = sg % 2 * 32;
   simdgroup_float8x8 sums[2][4];

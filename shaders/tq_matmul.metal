@@ -10,7 +10,9 @@ template <typename W, typename T>
     device const uchar* w [[buffer(0)]], device const T* x [[buffer(1)]], device T* y [[buffer(2)]],
     constant int* sizes [[buffer(3)]], uint2 group [[threadgroup_position_in_grid]],
     uint t [[thread_index_in_threadgroup]], ushort sg [[simdgroup_index_in_threadgroup]]) {
-  threadgroup tile_memory<T> memory;
+  threadgroup T weights[OUTPUTS * BLOCK], tokens[TOKENS * BLOCK];
+  threadgroup float out[TOKENS * OUTPUTS];
+  const tile_memory<T> memory = {weights, tokens, out};
   dense_rows rows;
   rows.first = int(group.y) * TOKENS;
   rows.count = sizes[2] - rows.first;

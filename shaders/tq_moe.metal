@@ -24,21 +24,22 @@ kernel void tq_moe_matvec(device const uchar* w [[buffer(0)]], device const T* x
 }
 
 // pairs int[n_pairs], sorted by expert; tiles int[n_tiles][3]: expert, first place in pairs, count
-// (at most 32; 0: nothing to do); sizes = n_in, n_out, n_experts, share. Expert n_experts: NaN.
+// (1 to 32); sizes = n_in, n_out, n_experts, share. Expert n_experts: NaN, for 0 to 32 pairs.
 template <typename W, typename T>
 [[kernel, max_total_threads_per_threadgroup(TILE_THREADS)]] void tq_moe_matmul(
     device const uchar* w [[buffer(0)]], device const T* x [[buffer(1)]], device T* y [[buffer(2)]],
     device const int* pairs [[buffer(3)]], device const int* tiles [[buffer(4)]],
     constant int* sizes [[buffer(5)]], uint2 group [[threadgroup_position_in_grid]],
     uint t [[thread_index_in_threadgroup]], ushort sg [[simdgroup_index_in_threadgroup]]) {
-  threadgroup tile_memory<T> memory;
+  threadgroup T weights[OUTPUTS * BLOCK], tokens[TOKENS * BLOCK];
+  threadgroup float out[TOKENS * OUTPUTS];
+  const tile_memory<T> memory = {weights, tokens, out};
   const int n_in = sizes[0], n_out = sizes[1], expert = tiles[3 * group.y];
   routed_rows rows;
   rows.pairs = pairs;
   rows.first = tiles[3 * group.y + 1];
   rows.count = tiles[3 * group.y + 2];
   rows.share = sizes[3];
-  if (rows.count == 0) return;
   if (expert == sizes[2]) {
     for (int i = t; i < rows.count * OUTPUTS; i += TILE_THREADS) {
       const int column = int(group.x) * OUTPUTS + i % OUTPUTS;

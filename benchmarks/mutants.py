@@ -179,6 +179,11 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 # ---- running one
 
 
+def files() -> list[Path]:
+    """Every shader and header."""
+    return sorted(p for p in metal.shader_dir().iterdir() if p.suffix in (".metal", ".h"))
+
+
 def users(file: str) -> list[str]:
     """The shaders whose text holds this file."""
     if file.endswith(".metal"):
@@ -201,7 +206,7 @@ def run(mutant: Mutant) -> tuple[Mutant, str]:
 
 
 def _write(mutant: Mutant, folder: Path) -> None:
-    for path in metal.shader_dir().iterdir():
+    for path in metal.shader_dir().glob("*.*"):
         shutil.copy(path, folder)
     lines = (folder / mutant.file).read_text("ascii").split("\n")
     lines[mutant.line - 1] = mutant.after
@@ -232,8 +237,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     parser.add_argument("--out", type=Path, help="results as JSON")
     args = parser.parse_args()
-    files = sorted(p for p in metal.shader_dir().iterdir() if p.suffix in (".metal", ".h"))
-    chosen = [p for p in files if not args.only or p.name in args.only]
+    chosen = [p for p in files() if not args.only or p.name in args.only]
     mutants = [m for path in chosen for m in mutants_of(path)]
     if args.list:
         print("\n".join(map(str, mutants)))

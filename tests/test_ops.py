@@ -175,7 +175,7 @@ def test_a_mark_holds_for_one_shader_text_and_engine(home, launches, change, tmp
     if change == "shader":
         folder = tmp_path / "shaders"
         folder.mkdir()
-        for file in metal.shader_dir().iterdir():
+        for file in metal.shader_dir().glob("*.*"):
             (folder / file.name).write_text(file.read_text("ascii") + "\n// changed\n")
     with metal.simulate("sim"), metal.shaders_from(folder):
         ops.wht(X, "wht32")

@@ -189,3 +189,16 @@ def test_floats_are_plain_little_endian(name, dtype):
     assert torch.equal(packed.view(dtype), x.to(dtype))
     assert torch.equal(formats.get(name).dequantize(packed), x.to(dtype).float())
     assert formats.get("f32").quantize(torch.tensor([1.0])).tolist() == [0, 0, 128, 63]
+
+
+@pytest.mark.parametrize("name", [n for n in formats.names() if formats.get(n).few])
+@pytest.mark.parametrize("set_name", ["gauss", "zero", "huge1e4"])
+def test_a_few_blocks_pack_as_many_do(golden, name, set_name):
+    """The path for a single token gives the bytes of the one for whole prompts."""
+    f = formats.get(name)
+    sets = {k.split("/")[1] for k in golden if k.startswith("x/")}
+    chosen = next(s for s in sorted(sets) if s.startswith(set_name))
+    x = torch.from_numpy(golden[f"x/{chosen}"]).reshape(-1, 128)[:40]
+    many = f.quantize(x.repeat(1 + 3 * f.few // len(x), 1))[: len(x)]
+    assert torch.equal(f.quantize(x), many)
+    assert torch.equal(torch.cat([f.quantize(row) for row in x]), many.flatten())

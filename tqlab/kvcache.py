@@ -53,7 +53,8 @@ class PackedHeads:
 
     def pack(self, x: Tensor) -> Tensor:
         """float [B, H_kv, T, D] -> uint8 [B, H_kv, T, head_bytes], not stored yet."""
-        padded = torch.nn.functional.pad(x, (0, self.padded_dim - self.head_dim))
+        missing = self.padded_dim - self.head_dim
+        padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
         if metal.engine(x.device):
             return ops.quantize_rows(padded.contiguous(), self.format.name)
         return self.format.quantize(padded)

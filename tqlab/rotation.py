@@ -149,7 +149,7 @@ def rotate_product(x: Tensor, rotation: str | None) -> Tensor:
     if rotation is None:
         return x
     m = matrix(rotation, x.device)
-    return (x.unflatten(-1, (-1, len(m))) @ m).flatten(-2)
+    return (x.reshape(-1, len(m)) @ m).view(x.shape)
 
 
 def unrotate_product(y: Tensor, rotation: str | None) -> Tensor:
@@ -157,7 +157,7 @@ def unrotate_product(y: Tensor, rotation: str | None) -> Tensor:
     if rotation is None:
         return y
     m = matrix(rotation, y.device)
-    return (y.unflatten(-1, (-1, len(m))) @ m.T).flatten(-2)
+    return (y.reshape(-1, len(m)) @ m.T).view(y.shape)
 
 
 def haar(n: int, seed: int = 0) -> Tensor:

@@ -55,7 +55,7 @@ class Format:
             raise ValueError(f"{self.name} quantises floating-point tensors, got {x.dtype}")
         nbytes = self.nbytes(x.shape[-1])
         blocks = x.reshape(-1, self.block_size)
-        if x.device.type == "cpu" and len(blocks) <= self.few:
+        if x.device.type == "cpu" and 0 < len(blocks) <= self.few:
             packed = self._encode_few(blocks.float().numpy())
             return torch.from_numpy(packed).view(*x.shape[:-1], nbytes)
         out = torch.empty(len(blocks), self.block_bytes, dtype=torch.uint8, device=x.device)

@@ -4,6 +4,7 @@ Source: spec formats 3 (layout 3.1, codebooks 3.2, quantiser 3.3, dequantiser 3.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -17,6 +18,7 @@ from .base import (
     half_bytes,
     lookup,
     reciprocal,
+    rows_of,
     serial_sum,
     square_root,
 )
@@ -75,9 +77,22 @@ class TQ(Format):
         return unpack(codes, self.bits).T.reshape(*b.shape[:-1], -1)
 
     def _decode(self, blocks, out):
-        values = lookup(self.table, self.indices(blocks).int()).view(-1, 2, 16)
+        codes = blocks[:, 4:].int()
+        if self.bits == 3:  # 3 bytes hold 8 indices: twice 12 bits
+            low, middle, high = codes.view(len(blocks), 4, 3).unbind(2)
+            codes = torch.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], 2)
+        values = rows_of(_decode_table(self.bits, self.table, blocks.device), codes)
         d = torch.cat([bytes_half(blocks[:, :2]), bytes_half(blocks[:, 2:4])], 1)
-        torch.mul(values, d[:, :, None], out=out.view(-1, 2, 16))
+        torch.mul(values.view(-1, 2, 16), d[:, :, None], out=out.view(-1, 2, 16))
+
+
+@lru_cache(maxsize=16)
+def _decode_table(bits, table, device):
+    """The values of one code: a byte's two, [256, 2], or four of 3 bits, [4096, 4]."""
+    width = 2 if bits == 4 else 4
+    code = torch.arange(1 << bits * width)
+    index = torch.stack([code >> bits * j & ((1 << bits) - 1) for j in range(width)], 1)
+    return torch.tensor(table, dtype=torch.float32)[index].to(device)
 
 
 TQ3_1S = TQ("tq3_1s", 32, 16, "wht32", 45, 3, cb.TQ3, cb.TQ3_THRESHOLDS)

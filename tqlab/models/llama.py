@@ -59,4 +59,5 @@ class Llama(Decoder):
     def _heads(self, layer, x):
         """[B, T, n_embd] -> q, k, v, each [B, heads, T, head_dim]."""
         parts = torch.split(layer.qkv(x), layer.splits, -1)
-        return [p.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for p in parts]
+        dim = self.config.head_dim
+        return [p.view(*p.shape[:2], -1, dim).transpose(1, 2) for p in parts]

@@ -38,7 +38,7 @@ def without_barrier(folder: Path, file: str, number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shaders(folder: Path, file: str, text: str) -> Iterator[None]:
-    for path in metal.shader_dir().iterdir():
+    for path in metal.shader_dir().glob("*.*"):
         shutil.copy(path, folder)
     (folder / file).write_text(text, "ascii")
     with metal.shaders_from(folder):

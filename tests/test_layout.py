@@ -26,7 +26,7 @@ LAYERS = [
     "generate",
     "metrics",
     "sweep",
-    "measure tables",
+    "measure pr52 tables",
     "plots",
     "widgets",
     "selftest_cases",

@@ -88,6 +88,8 @@ class _Walker:
             own = place.file == self.name and not node.get("isImplicit")
             if message := self._judge(node, place.line) if own else "":
                 yield place.line, message
+            if node.get("isImplicit"):  # a copy constructor nobody wrote
+                continue
             stack.extend(reversed([n for n in node.get("inner", []) if n]))
 
     def _place(self, node: dict[str, Any]) -> _Place:

@@ -5,6 +5,7 @@ from the bytes a format really writes, scales and padding included.
 """
 
 from ..smoke import smoke
+from .along import kl_along, unrotated_queries
 from .codebooks import (
     cell_rows,
     codebook_of,
@@ -13,6 +14,7 @@ from .codebooks import (
     lloyd_max_rows,
     nearest,
 )
+from .described import DESCRIBED, Described, describe
 from .errors import (
     LOSSY,
     error_rows,
@@ -29,6 +31,7 @@ from .errors import (
 from .products import attention_rows, inner_product_rows
 from .published import beside_fork, symmetric_rows
 from .sensitivity import protection_rows, sensitivity_rows
+from .sizes import cache_rows, journey_rows, recipe_rows, role_rows
 from .vectors import (
     ROTATIONS,
     capture_kv,
@@ -43,22 +46,28 @@ from .vectors import (
 )
 
 __all__ = [
+    "DESCRIBED",
     "LOSSY",
     "ROTATIONS",
+    "Described",
     "attention_rows",
     "beside_fork",
+    "cache_rows",
     "capture_kv",
     "cell_rows",
     "codebook_of",
     "codebook_rows",
     "coordinate_rows",
     "coordinates",
+    "describe",
     "error_rows",
     "flat",
     "gaussian",
     "gguf_error_rows",
     "index_entropy",
     "inner_product_rows",
+    "journey_rows",
+    "kl_along",
     "layer_rows",
     "lloyd_max_rows",
     "nearest",
@@ -67,7 +76,9 @@ __all__ = [
     "padding_rows",
     "protection_rows",
     "quoted_rows",
+    "recipe_rows",
     "relative_mse",
+    "role_rows",
     "rotated",
     "round_trip",
     "scale_rows",
@@ -76,5 +87,6 @@ __all__ = [
     "spiked",
     "spread_rows",
     "symmetric_rows",
+    "unrotated_queries",
     "verdict",
 ]

@@ -13,6 +13,7 @@ from .errors import (
     rate_distortion,
     sphere_density,
 )
+from .generation import bytes_by_role, cache_bytes, kl_along
 from .rotation import coordinates_of, heads, histograms, layers, offsets
 from .sides import here_and_quoted, k_or_v
 from .style import COLOURS, Figure, colour
@@ -22,6 +23,8 @@ __all__ = [
     "COLOURS",
     "Figure",
     "attention",
+    "bytes_by_role",
+    "cache_bytes",
     "cells",
     "codebook",
     "codebooks",
@@ -32,6 +35,7 @@ __all__ = [
     "histograms",
     "inner_products",
     "k_or_v",
+    "kl_along",
     "kld_against_bits",
     "layers",
     "offsets",

@@ -27,6 +27,9 @@ COLOURS = {
     "tq3_1s": "#c49ad8",
     "tq4_1s": "#7d3c98",
     "q4_K": "#c0392b",
+    "q4_k": "#c0392b",
+    "q5_k": "#d46a5f",
+    "q6_k": "#e8a39b",
 }
 FALLBACK = "#7f7f7f"
 SIDES = {"K": "#b2182b", "V": "#2166ac"}

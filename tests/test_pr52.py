@@ -66,3 +66,29 @@ def test_strict(name, fixed):
     text = metal.source(f"pr52/{name}", marked=False)
     assert metalsim.strict_check("#define FIXED 1\n" * fixed + text, name) == []
     assert "#define FIXED" in pr52.source(name)
+
+
+def test_lines_are_numbered_as_findings_count_them():
+    text = pr52.lines("rotated_in_place", "x[at] = rotate", "#endif")
+    assert text == " 27      x[at] = rotate_32(x[at], lane);\n 28  #endif"
+    with pytest.raises(ValueError, match="no lines from 'return' to 'nowhere'"):
+        pr52.lines("rotated_in_place", "return", "nowhere")
+
+
+def test_summary_takes_the_worst_run_and_names_kinds():
+    race = {
+        "table": [{"variant": v, "nmse": n} for v, n in (("bug", 1.0), ("bug", 3.0), ("fixed", 0))],
+        "diagnostics": {"bug": "kernel k:\nrace: a.metal:1: x\nout of bounds: a.metal:2: y\n"},
+    }
+    crash = {"table": [{"variant": "bug", "nmse": 2.0, "metalsim": "kernel k crashed"}]}
+    crash["table"] += [{"variant": "fixed", "nmse": 0.5, "metalsim": ""}]
+    for row in race["table"] + crash["table"]:
+        row |= {"backend_nmse": 0.9, "scale": 1.0, "cosine": 1.0}
+    b, c = pr52.summary({"b": race, "c": crash})
+    assert (b["defect"], b["nmse"], b["fixed"], b["metalsim"]) == (
+        "b",
+        3.0,
+        0,
+        "race, out of bounds",
+    )
+    assert (c["nmse"], c["fixed"], c["metalsim"]) == (2.0, 0.5, "kernel k crashed")

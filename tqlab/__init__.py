@@ -15,8 +15,8 @@ from .selftest import selftest
 from .sweep import sweep
 from .version import VERSION as __version__
 
-# Loaded at first use: matplotlib and ipywidgets take a second, and the command line needs neither.
-_LAZY = ("measure", "plots", "widgets")
+# Loaded at first use: matplotlib and ipywidgets take a second, and the command line needs none.
+_LAZY = ("measure", "plots", "pr52", "widgets")
 __all__ = [
     "Generation",
     "Perplexity",

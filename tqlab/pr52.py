@@ -5,6 +5,8 @@ one-line fix (#define FIXED), and returns rows, arrays and what metalsim's check
 Source: spec kernels 1, 3, 4 and 6. Nothing here has run on Apple hardware.
 """
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -162,3 +164,40 @@ def double_inverse(rows: int = 64, splits: int = 4) -> dict:
 def source(name: str) -> str:
     """The text of one of the four shaders, for reading beside its results."""
     return (metal.shader_dir() / "pr52" / f"{name}.metal").read_text("ascii")
+
+
+def lines(name: str, start: str, end: str) -> str:
+    """Part of a shader with its line numbers, as metalsim's findings count them.
+
+    From the first line that contains `start` through the next that contains `end`.
+    Raises: ValueError when there is no such part.
+    """
+    text = source(name).splitlines()
+    first = next((i for i, line in enumerate(text) if start in line), len(text))
+    last = next((i for i in range(first, len(text)) if end in text[i]), None)
+    if last is None:
+        raise ValueError(f"{name}.metal has no lines from {start!r} to {end!r}")
+    return "\n".join(f"{i + 1:3}  {text[i]}" for i in range(first, last + 1))
+
+
+def summary(found: dict[str, dict]) -> list[dict]:
+    """A row for each defect of {its name: what its function returned}, its worst run.
+
+    Fields: defect, those of `compare`, fixed (nmse of the repaired shader), metalsim (the kinds of
+    findings).
+    """
+    rows = []
+    for name, result in found.items():
+        runs = {"bug": [], "fixed": []}
+        for row in result["table"]:
+            runs.setdefault(row["variant"], []).append(row)
+        bug, fixed = (max(runs[v], key=lambda row: row["nmse"]) for v in ("bug", "fixed"))
+        said = result["diagnostics"]["bug"] if "diagnostics" in result else bug["metalsim"]
+        measured = {k: bug[k] for k in ("nmse", "backend_nmse", "scale", "cosine")}
+        rows.append({"defect": name, **measured, "fixed": fixed["nmse"], "metalsim": _kinds(said)})
+    return rows
+
+
+def _kinds(said: str) -> str:
+    found = re.findall(r"^([a-z -]+): \S+\.metal:\d+", said, re.M)
+    return ", ".join(dict.fromkeys(found)) or said or "no finding"

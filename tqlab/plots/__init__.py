@@ -14,6 +14,7 @@ from .errors import (
     sphere_density,
 )
 from .generation import bytes_by_role, cache_bytes, kl_along
+from .kernels import against_truth, overcounted, schedules
 from .rotation import coordinates_of, heads, histograms, layers, offsets
 from .sides import here_and_quoted, k_or_v
 from .style import COLOURS, Figure, colour
@@ -22,6 +23,7 @@ from .sweep import kld_against_bits, ppl_against_bytes, sensitivity
 __all__ = [
     "COLOURS",
     "Figure",
+    "against_truth",
     "attention",
     "bytes_by_role",
     "cache_bytes",
@@ -39,8 +41,10 @@ __all__ = [
     "kld_against_bits",
     "layers",
     "offsets",
+    "overcounted",
     "ppl_against_bytes",
     "rate_distortion",
+    "schedules",
     "sensitivity",
     "sphere_density",
     "table",

@@ -6,6 +6,7 @@ rotated once and the keys never un-rotated; the output is un-rotated once (spec 
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ PREFILL_TILE, DECODE_TILE = 128, 512
 # The score of a hidden key. Finite, so that a query which sees nothing of a tile (or nothing at
 # all: padding) does not turn into NaN; any key it does see makes exp(_HIDDEN - high) exactly 0.
 _HIDDEN = -1e30
+# Softmax in base 2, the factor folded into the queries: on a CPU torch's exp takes six times as
+# long where arguments underflow, as hidden keys' do, and exp2 does not.
+_LOG2_E = math.log2(math.e)
 
 
 def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tensor:
@@ -30,12 +34,12 @@ def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tens
     """
     batch, heads, steps, dim = q.shape
     kv_heads = view.k.data.shape[1]
-    query = rotate_product(_pad(q * scale, view.k.padded_dim), view.k.format.rotation)
-    query = query.view(batch, kv_heads, heads // kv_heads, steps, -1)
     tile = tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)
-    result = _one_token(query, view) if _sees_all(view, steps, tile) else _tiled(query, view, tile)
-    out = unrotate_product(result, view.v.format.rotation)
-    return out[..., :dim].reshape(batch, heads, steps, dim)
+    read = _one_token if _sees_all(view, steps, tile) else _tiled
+    query = rotate_product(_pad(q * (scale * _LOG2_E), view.k.padded_dim), view.k.format.rotation)
+    query = query.view(batch, kv_heads, heads // kv_heads, steps, -1).transpose(2, 3)
+    out = unrotate_product(read(query.contiguous(), view, tile), view.v.format.rotation)
+    return out[..., :dim].transpose(2, 3).reshape(batch, heads, steps, dim)
 
 
 def _sees_all(view: View, steps: int, tile: int) -> bool:
@@ -44,15 +48,16 @@ def _sees_all(view: View, steps: int, tile: int) -> bool:
     return steps == 1 and view.n <= tile and not hidden
 
 
-def _one_token(q: Tensor, view: View) -> Tensor:
-    """Decoding: one softmax without a mask, [B, H_kv, G, 1, D] -> the same with V's dim."""
-    scores = q.flatten(2, 3) @ view.k.read(0, view.n).mT
-    return (scores.softmax(-1) @ view.v.read(0, view.n)).unsqueeze(3)
+def _one_token(q: Tensor, view: View, tile: int) -> Tensor:
+    """Decoding: one softmax without a mask, [B, H_kv, 1, G, D] -> the same with V's dim."""
+    scores = q[:, :, 0] @ view.k.read(0, view.n).mT
+    weights = torch.exp2(scores - scores.amax(-1, keepdim=True))
+    return (weights @ view.v.read(0, view.n)).div_(weights.sum(-1, keepdim=True)).unsqueeze(2)
 
 
 def _tiled(q: Tensor, view: View, tile: int) -> Tensor:
     state = _OnlineSoftmax(q, view.v.padded_dim, view.window)
-    first = view.n - q.shape[3]  # slot of the first query
+    first = view.n - q.shape[2]  # slot of the first query
     for k, v, start in view.tiles(tile):
         state.add(k, v, start - first, _padding(view, start, k.shape[2]))
     return state.result()
@@ -74,7 +79,7 @@ class _OnlineSoftmax:
     """Running maximum, sum and weighted values of every query."""
 
     def __init__(self, q: Tensor, v_dim: int, window: int | None):
-        self.q = q  # [B, H_kv, G, T, D]
+        self.q = q  # [B, H_kv, T, G, D]: the queries of a tile are one stretch of memory
         self.window = window or math.inf
         self.high = q.new_full((*q.shape[:-1], 1), -math.inf)
         self.total = torch.zeros_like(self.high)
@@ -83,33 +88,34 @@ class _OnlineSoftmax:
     def add(self, k: Tensor, v: Tensor, ahead: int, padding: Tensor | None = None) -> None:
         """Fold in a tile whose first key lies `ahead` positions after the first query."""
         n_keys, seen = k.shape[2], self._seeing(ahead, k.shape[2])
-        q = self.q[:, :, :, seen]
+        q = self.q[:, :, seen]
         scores = (q.flatten(2, 3) @ k.mT).view(*q.shape[:-1], n_keys)
-        hidden = _hidden(q.shape[3], n_keys, seen.start - ahead, self.window, k.device)
+        hidden = _hidden(q.shape[2], n_keys, seen.start - ahead, self.window, k.device)
         if hidden is not None:  # only the queries it has rows for are near the diagonal
-            scores[:, :, :, : len(hidden)].masked_fill_(hidden, _HIDDEN)
+            scores[:, :, : len(hidden)].masked_fill_(hidden, _HIDDEN)
         if padding is not None:
             scores.masked_fill_(padding, _HIDDEN)
-        old = self.high[:, :, :, seen]
+        old = self.high[:, :, seen]
         high = torch.maximum(old, scores.amax(-1, keepdim=True))
-        weights = scores.sub_(high).exp_()
-        decay = (old - high).exp_()
+        weights = scores.sub_(high).exp2_()
+        decay = (old - high).exp2_()
         old.copy_(high)
-        self.total[:, :, :, seen].mul_(decay).add_(weights.sum(-1, keepdim=True))
+        self.total[:, :, seen].mul_(decay).add_(weights.sum(-1, keepdim=True))
         values = (weights.flatten(2, 3) @ v).view(*q.shape[:-1], -1)
-        self.out[:, :, :, seen].mul_(decay).add_(values)
+        self.out[:, :, seen].mul_(decay).add_(values)
 
     def _seeing(self, ahead: int, n_keys: int) -> slice:
         """The queries that see any of a tile: not the earlier ones, nor those a window later."""
-        stop = min(self.q.shape[3], ahead + n_keys - 1 + self.window)
+        stop = min(self.q.shape[2], ahead + n_keys - 1 + self.window)
         return slice(max(0, ahead), int(stop))
 
     def result(self) -> Tensor:
         return self.out / self.total
 
 
+@lru_cache(maxsize=64)
 def _hidden(n_queries: int, n_keys: int, shift: int, window: float, device) -> Tensor | None:
-    """True where query i may not see key j, with query 0 at key `shift`: bool [queries, keys].
+    """True where query i may not see key j, with query 0 at key `shift`: bool [queries, 1, keys].
 
     Without a window only the first queries have later keys: the rows of the rest are left out.
     """
@@ -118,6 +124,5 @@ def _hidden(n_queries: int, n_keys: int, shift: int, window: float, device) -> T
         return None
     rows = n_queries if older else min(n_queries, n_keys - 1 - shift)
     ones = torch.ones(rows, n_keys, dtype=torch.bool, device=device)
-    if not older:
-        return ones.triu_(shift + 1)
-    return ones.triu(shift + 1) | ones.tril_(shift - int(window))
+    later = ones.triu(shift + 1)
+    return (later | ones.tril_(shift - int(window)) if older else later)[:, None]

@@ -53,7 +53,7 @@ class Llama(Decoder):
             o = attend(self.rotate(q, cos, sin), view, c.head_dim**-0.5)
             x = x + layer.out(o.transpose(1, 2).flatten(2))
             gate, up = layer.gate_up(rms_norm(x, layer.ffn_norm, c.rms_eps)).chunk(2, -1)
-            x = x + layer.down(silu(gate) * up)
+            x = x + layer.down(silu(gate).mul_(up))
         return rms_norm(x, self.out_norm, c.rms_eps)
 
     def _heads(self, layer, x):

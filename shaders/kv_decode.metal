@@ -77,7 +77,7 @@ template <int QUERIES>
     score(keys + ulong(min(slot, stop - 1)) * (K_DIM / K_FORMAT::BLOCK * K_FORMAT::BYTES), queries,
           scores);
     for (int r = 0; r < QUERIES; ++r) {
-      const int row = min(first_row + r, rows - 1);
+      const int row = first_row + r;  // the rows past the last are not written
       const bool seen = slot < stop && slot >= first_slot(s, row, pad) && slot <= last_slot(s, row);
       const float top = max(high[r], simd_max(seen ? scores[r] : HIDDEN));
       const float weight = seen ? exp(scores[r] - top) : 0.0f, decay = exp(high[r] - top);

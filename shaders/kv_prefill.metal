@@ -59,7 +59,7 @@ constant constexpr int OWN = QUERIES / SIMDGROUPS;
 inline void weigh(constant sizes& s, thread const tile_memory& m, thread float (&high)[OWN],
                   thread float (&total)[OWN], int first_row, int slot, int pad, int sg, int lane) {
   for (int i = 0; i < OWN; ++i) {
-    const int r = sg * OWN + i, row = min(first_row + r, s.heads * s.steps - 1);
+    const int r = sg * OWN + i, row = first_row + r;  // rows past the last are not written
     const float value = m.scores[r * KEYS + lane];
     const bool seen = slot >= first_slot(s, row, pad) && slot <= last_slot(s, row);
     const float top = max(high[i], simd_max(seen ? value : HIDDEN));

@@ -21,12 +21,13 @@ _MAX_BUFFERS = 31
 
 
 class _Arguments(ctypes.Structure):
-    """Mirrors struct msl_arguments of include/msl_cuda.h."""
+    """Mirrors struct msl_arguments of include/msl_cuda.h, where the blob is aligned to 16 bytes."""
 
     _fields_ = [
         ("pointer", ctypes.c_uint64 * _MAX_BUFFERS),
         ("in_blob", ctypes.c_uint),
         ("grid", ctypes.c_uint * 3),
+        ("unused", ctypes.c_uint * 2),
         ("blob", ctypes.c_ubyte * _BLOB_BYTES),
     ]
 
@@ -38,7 +39,7 @@ class CudaKernel:
 
     def __init__(self, library: CudaLibrary, kernel: Kernel, function: ctypes.c_void_p) -> None:
         self._library, self._kernel, self._function = library, kernel, function
-        self.max_threads_per_threadgroup = kernel.max_threads
+        self.max_threads_per_threadgroup = min(kernel.max_threads, _max_threads(function))
 
     def __call__(
         self,
@@ -56,7 +57,7 @@ class CudaKernel:
         """
         check_casts(arg_casts)
         packed, numel = _pack(self._kernel, args, arg_casts)
-        grid, group = grid_of(threads, group_size, numel, self._kernel.max_threads)
+        grid, group = grid_of(threads, group_size, numel, self.max_threads_per_threadgroup)
         if 0 in grid:
             return
         packed.grid[:] = grid
@@ -213,3 +214,11 @@ def _function(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
     if code := _driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()):
         raise RuntimeError(f"cuModuleGetFunction({name}) failed with CUDA error {code}")
     return function
+
+
+def _max_threads(function: ctypes.c_void_p) -> int:
+    """How many threads the kernel's registers and threadgroup memory allow."""
+    value = ctypes.c_int()  # attribute 0: CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
+    if code := _driver().cuFuncGetAttribute(ctypes.byref(value), 0, function):
+        raise RuntimeError(f"cuFuncGetAttribute failed with CUDA error {code}")
+    return value.value

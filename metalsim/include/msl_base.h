@@ -4,6 +4,7 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define MSL_ON_CUDA 1
+#include "msl_cuda_names.h"
 #define MSL_FN __device__ __forceinline__
 #define __builtin_memcpy memcpy
 #else

@@ -86,11 +86,12 @@ MSL_ATOMIC(atomic_fetch_xor_explicit, atomicXor)
 
 // ---- what the generated launchers use: device pointers, or offsets into a blob passed by value
 // ----
-struct msl_arguments {  // mirrored in _cuda.py
+struct msl_arguments {  // mirrored in _cuda.py; no padding but `unused`
   unsigned long pointer[31];
-  unsigned in_blob, grid[3];
+  unsigned in_blob, grid[3], unused[2];
   alignas(16) unsigned char blob[2048];
 };
+static_assert(sizeof(msl_arguments) == 31 * 8 + 6 * 4 + 2048, "there is padding");
 struct msl_pointer_argument {
   void* p;
   template <class T>
@@ -117,7 +118,8 @@ struct msl_builtin {
   __device__ operator ushort3() const { return ushort3(v[0], v[1], v[2]); }
 };
 #define MSL_POSITION(d) (blockIdx.d * blockDim.d + threadIdx.d)
-#define MSL_TAIL(d, i) (::min(blockDim.d, a.grid[i] - blockIdx.d * blockDim.d))
+#define MSL_REST(d, i) (a.grid[i] - blockIdx.d * blockDim.d)
+#define MSL_TAIL(d, i) (blockDim.d < MSL_REST(d, i) ? blockDim.d : MSL_REST(d, i))
 // On Metal the threads beyond the grid do not exist; here they leave first. A kernel that uses
 // barriers in a partial group therefore needs a grid that is a multiple of the group.
 #define MSL_TAIL_RETURNS                                              \

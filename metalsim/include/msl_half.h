@@ -55,9 +55,11 @@ MSL_FN float msl_half_to_float(unsigned short bits) {
   return f;
 }
 MSL_FN unsigned short msl_float_to_half(float x) {
-  unsigned short h;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-  return h;
+  // Not cvt.rn.f16.f32 into a 16-bit register: ptxas 13.0 then stores a wrong low byte when the two
+  // bytes are stored one by one.
+  unsigned pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(x));
+  return (unsigned short)pair;
 }
 MSL_16BIT_TYPE(half, msl_half_to_float, msl_float_to_half)
 #else

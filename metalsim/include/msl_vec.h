@@ -2,36 +2,6 @@
 #pragma once
 #include "msl_half.h"
 
-#ifdef MSL_ON_CUDA  // CUDA has global vector types of the same names
-#define float2 msl_float2
-#define float3 msl_float3
-#define float4 msl_float4
-#define int2 msl_int2
-#define int3 msl_int3
-#define int4 msl_int4
-#define uint2 msl_uint2
-#define uint3 msl_uint3
-#define uint4 msl_uint4
-#define short2 msl_short2
-#define short3 msl_short3
-#define short4 msl_short4
-#define ushort2 msl_ushort2
-#define ushort3 msl_ushort3
-#define ushort4 msl_ushort4
-#define char2 msl_char2
-#define char3 msl_char3
-#define char4 msl_char4
-#define uchar2 msl_uchar2
-#define uchar3 msl_uchar3
-#define uchar4 msl_uchar4
-#define long2 msl_long2
-#define long3 msl_long3
-#define long4 msl_long4
-#define ulong2 msl_ulong2
-#define ulong3 msl_ulong3
-#define ulong4 msl_ulong4
-#endif
-
 namespace metal {
 template <class T, int N>
 struct vec;

@@ -1,5 +1,6 @@
 """Front end: tokens, signatures, literals, the strict pass, source lines, CUDA text."""
 
+import ctypes
 import json
 import re
 from pathlib import Path
@@ -187,6 +188,64 @@ def test_values_travel_in_the_blob():
     assert packed.in_blob == 0b11
     assert bytes(packed.blob[:8]) == b"\1\0\0\0\2\0\0\0"
     assert bytes(packed.blob[packed.pointer[1] :][:4]) == b"\0\0\0\x3f"
+
+
+def test_arguments_have_the_layout_of_the_header(compiler):
+    """The launch copies _Arguments byte for byte into what the kernel sees as msl_arguments."""
+    header = (_toolchain.PACKAGE / "include" / "msl_cuda.h").read_text()
+    struct = re.search(r"struct msl_arguments \{.*?\n\};", header, re.S)[0]
+    fields = [
+        (name, getattr(_cuda._Arguments, name).offset) for name, _ in _cuda._Arguments._fields_
+    ]
+    checks = [f"static_assert(__builtin_offsetof(msl_arguments, {n}) == {at});" for n, at in fields]
+    checks.append(f"static_assert(sizeof(msl_arguments) == {ctypes.sizeof(_cuda._Arguments)});")
+    code = "\n".join([struct, *checks])
+    _toolchain.find_compiler().frontend.run(["-std=c++17", "-x", "c++", "-fsyntax-only", "-"], code)
+
+
+def test_every_function_of_the_maths_header_is_renamed_for_cuda():
+    """CUDA declares abs(float) and the like globally: calls would be ambiguous."""
+    include = _toolchain.PACKAGE / "include"
+    maths = (include / "msl_math.h").read_text()
+    names = set(re.findall(r"^MSL_(?:FLOAT|MAP)[12]\((\w+)", maths, re.M))
+    names |= set(re.findall(r"^MSL_FN [\w<>, ]+? (\w+)\(", maths, re.M))
+    renamed = re.findall(
+        r"^#define (\w+) metal_\1$", (include / "msl_cuda_names.h").read_text(), re.M
+    )
+    assert "abs" in renamed
+    assert {n for n in names if not n.startswith("msl_")} == set(renamed)
+
+
+@pytest.mark.parametrize("stem", ["planted", "features", "style"])
+def test_nvrtc_accepts_the_test_shaders(compiler, stem):
+    try:
+        _cuda._nvrtc()
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    text = metalsim.translate((SHADERS / f"{stem}.metal").read_text(), "cuda", f"{stem}.metal")
+    assert _cuda.compile_cuda(text, "sm_90")
+
+
+def test_nvrtc_finds_no_function_ambiguous(compiler):
+    """Every function that CUDA has globally too, on a float, a half and a vector."""
+    try:
+        _cuda._nvrtc()
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    one = ["abs", "ceil", "cos", "exp", "exp2", "fabs", "floor", "log", "rint", "round", "rsqrt"]
+    one += ["sign", "sin", "sqrt", "tanh", "trunc"]
+    two = ["min", "max", "fmin", "fmax", "pow", "fmod", "copysign", "atan2", "step"]
+    uses = [f"v = {f}(v); h = {f}(h); w = {f}(w);" for f in one]
+    uses += [f"v = {f}(v, v); h = {f}(h, h); w = {f}(w, w);" for f in two]
+    uses += ["v = fma(v, v, v) + float(isnan(v) || isinf(v)) + ldexp(v, 2) + clamp(v, 0.0f, 1.0f);"]
+    uses += ["n = abs(n) + min(n, 3) + max(n, short(2)) + int(popcount(uint(n)));"]
+    body = " ".join(uses)
+    source = f"""using namespace metal;
+    kernel void k(device float* x, device half* y, device float2* z, device int* i) {{
+      float v = x[0]; half h = y[0]; float2 w = z[0]; int n = i[0];
+      {body} x[0] = v; y[0] = h; z[0] = w; i[0] = n;
+    }}"""
+    assert _cuda.compile_cuda(metalsim.translate(source, "cuda"), "sm_90")
 
 
 def test_unknown_backend():

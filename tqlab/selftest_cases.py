@@ -13,6 +13,7 @@ from torch import Tensor
 from . import formats
 from .formats import Format
 from .kvcache import padded_head_dim
+from .rotation import rotate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KV = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "q8_0", "q4_0")
@@ -120,7 +121,10 @@ def tq_linear(quick: bool) -> Iterator[Case]:
 
 
 def _linear(x: Tensor, w: Tensor, name: str) -> Tensor:
-    return x @ formats.get(name).dequantize(w).to(x.dtype).T
+    """As the shaders do it: x is rotated, and rounded, instead of w."""
+    fmt = formats.get(name)
+    rotated = rotate(x, fmt.rotation).to(x.dtype)
+    return rotated @ fmt.dequantize(w, rotated=True).to(x.dtype).T
 
 
 def tq_moe_linear(quick: bool) -> Iterator[Case]:

@@ -17,7 +17,7 @@ from .rotation import rotate_product, unrotate_product
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
 PREFILL_TILE, DECODE_TILE = 128, 512
 # The score of a hidden key. Finite, so that a query which sees nothing of a tile (or nothing at
-# all: padding) does not turn into NaN; any key it does see makes exp(_HIDDEN - high) exactly 0.
+# all: padding) does not turn into NaN; any key it does see makes exp2(_HIDDEN - high) exactly 0.
 _HIDDEN = -1e30
 # Softmax in base 2, the factor folded into the queries: on a CPU torch's exp takes six times as
 # long where arguments underflow, as hidden keys' do, and exp2 does not.

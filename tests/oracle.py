@@ -46,6 +46,8 @@ TURBO = {
         with_zero(0.013963, 0.028293, 0.043430, 0.060009, 0.079142, 0.103361, 0.145560),
     ),
 }
+# Blocks of 64 take the same codes: their unit vectors are shrunk by sqrt(64 / 128) first.
+TURBO |= {f"{name}_h64": TURBO[name] for name in ("turbo2", "turbo3")}
 # name -> (bits, centroids, thresholds), unit variance
 TQ = {
     "tq4_1s": (
@@ -79,10 +81,11 @@ def hadamard(values):
     return v
 
 
-def rotate128(x):
-    c = F(0.08838834764831845)
-    mixed = hadamard([s * F(v) for s, v in zip(signs(S1), x, strict=True)])
-    return [v * (c * s) for v, s in zip(mixed, signs(S2), strict=True)]
+def rotate_kv(x):
+    """64 or 128 values; 64 take the first signs."""
+    c = F(1 / np.sqrt(len(x)))
+    mixed = hadamard([s * F(v) for s, v in zip(signs(S1), x, strict=False)])
+    return [v * (c * s) for v, s in zip(mixed, signs(S2), strict=False)]
 
 
 def rotate32(x):
@@ -126,7 +129,8 @@ def turbo_block(x, name) -> bytes:
     bits, table, thresholds = TURBO[name]
     n = np.sqrt(total(v * v for v in x))
     inv = F(1) / n if n > TINY else F(0)
-    index = [bucket(r, thresholds) for r in rotate128([v * inv for v in x])]
+    inv = inv * F(np.sqrt(len(x) / 128))
+    index = [bucket(r, thresholds) for r in rotate_kv([v * inv for v in x])]
     rec = np.sqrt(total(table[k] * table[k] for k in index))
     head = half(n / rec if rec > TINY else n)
     if bits == 3:
@@ -139,7 +143,8 @@ def turbo_codes(block, name) -> tuple[float, list[int]]:
     bits = TURBO[name][0]
     norm = float(np.frombuffer(bytes(block[:2]), np.float16)[0])
     if bits == 3:
-        low, high = unstream(block[2:34], 2), unstream(block[34:], 1)
+        end = 2 + (len(block) - 2) // 3 * 2
+        low, high = unstream(block[2:end], 2), unstream(block[end:], 1)
         return norm, [a | b << 2 for a, b in zip(low, high, strict=True)]
     return norm, unstream(block[4 if bits == 4 else 2 :], bits)
 

@@ -93,12 +93,15 @@ def test_bytes_may_start_anywhere(name, shift):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_inputs_are_left_alone(name):
+def test_inputs_are_left_alone(name, monkeypatch):
     """Nothing is written to, and packed bytes share no memory with the values they came from."""
     fmt = formats.get(name)
     x = gaussian(2, 256, seed=5)
     kept = x.clone()
+    monkeypatch.setattr(formats.base, "_CPU_TILE_VALUES", fmt.block_size)  # tiles of one block
+    monkeypatch.setattr(type(fmt), "few", 0)
     packed = fmt.quantize(x)
+    assert torch.equal(x, kept)
     packed_kept = packed.clone()
     fmt.dequantize(packed)
     assert torch.equal(packed, packed_kept)
@@ -170,6 +173,9 @@ def test_registry():
         ("turbo3", 3.125, 43),
         ("turbo4", 4.25, 44),
         ("turbo4_lm", 4.125, None),
+        ("turbo2_h64", 2.25, None),
+        ("turbo3_h64", 3.25, None),
+        ("turbo4_lm_h64", 4.25, None),
         ("tq3_1s", 4, 45),
         ("tq4_1s", 5, 46),
     ],

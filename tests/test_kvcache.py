@@ -46,6 +46,10 @@ def test_storage_is_what_the_format_says(name, device):
         ("turbo2", 64, 4.25),
         ("turbo3", 192, 8 * 100 / 192),
         ("turbo4_lm", 64, 8.25),
+        ("turbo3_h64", 64, 3.25),  # one block, no padding
+        ("turbo4_lm_h64", 64, 4.25),
+        ("turbo3_h64", 256, 3.25),
+        ("turbo3_h64", 96, 8 * 52 / 96),
         ("q8_0", 64, 8.5),
         ("q4_0", 96, 4.5),
         ("f16", 80, 16),

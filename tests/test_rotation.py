@@ -9,7 +9,7 @@ import torch
 
 from tqlab import rotation
 
-NAMES = ["wht32", "wht128"]
+NAMES = ["wht32", "wht64", "wht128"]
 
 
 def gaussian(*shape, seed=0):
@@ -21,16 +21,18 @@ def dense(name: str) -> torch.Tensor:
     h = torch.ones(1, 1, dtype=torch.float64)
     while len(h) < rotation.group_size(name):
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    before = {"wht32": oracle.T, "wht128": oracle.S1}[name]
-    before, after = (torch.tensor(oracle.signs(s)).double() for s in (before, oracle.S2))
+    before = oracle.T if name == "wht32" else oracle.S1
+    signs = (oracle.signs(s)[: len(h)] for s in (before, oracle.S2))
+    before, after = (torch.tensor(s).double() for s in signs)
     matrix = h * before / math.sqrt(len(h))
-    return after[:, None] * matrix if name == "wht128" else matrix
+    return matrix if name == "wht32" else after[:, None] * matrix
 
 
-def test_golden_bits(golden, device):
-    x = torch.from_numpy(golden["wht128/x"]).to(device)
-    assert (rotation.rotate(x, "wht128").cpu().numpy() == golden["wht128/fwd"]).all()
-    assert (rotation.unrotate(x, "wht128").cpu().numpy() == golden["wht128/inv"]).all()
+@pytest.mark.parametrize("name", ["wht64", "wht128"])
+def test_golden_bits(golden, name, device):
+    x = torch.from_numpy(golden[f"{name}/x"]).to(device)
+    assert (rotation.rotate(x, name).cpu().numpy() == golden[f"{name}/fwd"]).all()
+    assert (rotation.unrotate(x, name).cpu().numpy() == golden[f"{name}/inv"]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,7 +166,7 @@ def test_both_rotations_gaussianise_as_theory_says():
     assert abs(kurtosis(x @ rotation.haar(128).float().T) - 3 + 6 / 130) < 0.03
 
 
-@pytest.mark.parametrize("name", ["wht32", "wht128"])
+@pytest.mark.parametrize("name", NAMES)
 def test_products_with_the_matrix_are_the_rotation(name, device):
     x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(9)).to(device)
     turned = rotation.rotate_product(x, name)

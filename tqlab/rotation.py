@@ -1,4 +1,4 @@
-"""Rotations: signed Walsh-Hadamard (32 and 128 points, as the formats use) and dense Haar.
+"""Rotations: signed Walsh-Hadamard (32, 64 and 128 points, as formats use) and dense Haar.
 
 All are orthogonal, so inner products survive: <R q, R k> = <q, k>.
 Source: TurboQuant (arXiv 2504.19874) section 3; sign arrays: spec formats 2.1 and 2.2.
@@ -22,12 +22,13 @@ _LOCAL = threading.local()  # buffers of small transforms, one set a thread
 # name -> (group size, signs before the transform, signs after it, 1/sqrt(group))
 _ROTATIONS = {
     "wht128": (128, _S1_128, _S2_128, 0.08838834764831845),
+    "wht64": (64, _S1_128[:2], _S2_128[:2], 0.125),  # the first 64 signs, as the fork's own
     "wht32": (32, _T_32, None, 0.17677669529663688),
 }
 
 
 def group_size(rotation: str) -> int:
-    """Number of values that `rotation` ("wht32" or "wht128") mixes."""
+    """Number of values that `rotation` ("wht32", "wht64" or "wht128") mixes."""
     return _ROTATIONS[rotation][0]
 
 

@@ -22,8 +22,9 @@ _GPU_TILE_VALUES = 1 << 26
 class Format:
     """A block storage format.
 
-    Fields: name; block_size (values); block_bytes; rotation (None | "wht32" | "wht128": what was
-    applied before rounding); ggml_type (id in GGUF files, None when a file cannot hold it).
+    Fields: name; block_size (values); block_bytes; rotation (None | "wht32" | "wht64" | "wht128":
+    what was applied before rounding); ggml_type (id in GGUF files, None when a file cannot hold
+    it).
     """
 
     name: str

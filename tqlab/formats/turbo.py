@@ -1,7 +1,10 @@
-"""turbo2, turbo3, turbo4 (the fork's KV blocks, byte for byte) and turbo4_lm (ours).
+"""turbo2, turbo3, turbo4 (the fork's KV blocks, byte for byte), turbo4_lm and blocks of 64 (ours).
 
 A block is one vector of 128 values: norm, rotation, one codebook (spec formats 4).
 turbo4_lm keeps turbo4's layout without its unused rnorm field and takes the true Lloyd-Max table.
+turbo2_h64, turbo3_h64 and turbo4_lm_h64 rotate and scale 64 values at a time, so that heads of 64
+need no padding (spec beyond). Codes, tables and layout stay: a rotated unit vector of 64 values is
+shrunk by sqrt(64 / 128) to the spread the tables are made for.
 """
 
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ _TINY = 1e-10
 
 @dataclass(frozen=True)
 class Turbo(Format):
-    """One rotation group of 128 values; `norm` carries the norm correction n / |codes|."""
+    """One rotation group of 128 or 64 values; `norm` carries the norm correction n / |codes|."""
 
     bits: int = 0
     table: tuple[float, ...] = ()
@@ -38,10 +41,16 @@ class Turbo(Format):
     few = 64
     header: int = 2  # bytes before the codes: the fp16 norm, and turbo4's unused rnorm
 
+    @property
+    def _length(self) -> float:
+        """Length at which a vector meets the tables, whose values have variance 1 / 128."""
+        return (self.block_size / 128) ** 0.5
+
     def _encode(self, blocks):
-        columns = blocks.T.contiguous()  # [128, N]
+        columns = blocks.T.contiguous()  # [block_size, N]
         norm = square_root(serial_sum(columns * columns))
-        rotated = rot.rotate_columns(columns.mul_(reciprocal(norm, _TINY)), self.rotation)
+        unit = columns * (reciprocal(norm, _TINY) * self._length)  # a lone block shares x's memory
+        rotated = rot.rotate_columns(unit, self.rotation)
         index = bucket(rotated, self.thresholds)
         out = torch.zeros(len(blocks), self.block_bytes, dtype=torch.uint8, device=blocks.device)
         out[:, :2] = half_bytes(self._corrected(norm, index))
@@ -52,7 +61,7 @@ class Turbo(Format):
     def _encode_few(self, blocks):
         x, (before, after) = blocks.T, _diagonals(self.rotation)
         norm = np.sqrt(np.add.accumulate(x * x)[-1])
-        inv = np.where(norm > _TINY, 1 / norm, np.float32(0))
+        inv = np.where(norm > _TINY, 1 / norm, np.float32(0)) * np.float32(self._length)
         rotated = rot.small_butterflies(x * inv * before) * after
         reached = rotated.reshape(-1) >= _column(self.thresholds)
         index = np.add.reduce(reached.view(np.uint8), 0, np.uint8).reshape(rotated.shape)
@@ -76,10 +85,11 @@ class Turbo(Format):
         return cat([pack(index & 3, 2), pack(index >> 2, 1)])
 
     def indices(self, b):
-        """Codebook indices: uint8 [..., blocks * block_bytes] -> uint8 [..., blocks * 128]."""
+        """Codebook indices: uint8 [..., blocks * block_bytes] -> [..., blocks * block_size]."""
         codes = b.reshape(-1, self.block_bytes)[:, self.header :].T.contiguous()
         if self.bits == 3:
-            index = unpack(codes[:32], 2) | (unpack(codes[32:], 1) << 2)
+            low = self.block_size // 4
+            index = unpack(codes[:low], 2) | (unpack(codes[low:], 1) << 2)
         else:
             index = unpack(codes, self.bits)
         return index.T.reshape(*b.shape[:-1], -1)
@@ -87,9 +97,10 @@ class Turbo(Format):
     def _decode(self, blocks, out):
         codes = blocks[:, self.header :]
         if self.bits == 3:
-            signs = codes[:, 32:]
-            high = torch.stack([signs & 15, signs >> 4], 2).view(len(blocks), 32)
-            codes = codes[:, :32].int() | (high.int() << 8)
+            low = self.block_size // 4
+            signs = codes[:, low:]
+            high = torch.stack([signs & 15, signs >> 4], 2).view(len(blocks), low)
+            codes = codes[:, :low].int() | (high.int() << 8)
         table = _decode_table(self.bits, self.table, blocks.device)
         values = rows_of(table, codes.int())
         torch.mul(values.view(out.shape), bytes_half(blocks[:, :2]), out=out)
@@ -131,3 +142,7 @@ TURBO2 = Turbo("turbo2", 128, 34, "wht128", 42, 2, cb.TURBO2, cb.TURBO2_THRESHOL
 TURBO3 = Turbo("turbo3", 128, 50, "wht128", 43, 3, cb.TURBO3, cb.TURBO3_THRESHOLDS)
 TURBO4 = Turbo("turbo4", 128, 68, "wht128", 44, 4, cb.TURBO4, cb.TURBO4_THRESHOLDS, header=4)
 TURBO4_LM = Turbo("turbo4_lm", 128, 66, "wht128", None, 4, _LM4, _LM4_THRESHOLDS)
+
+TURBO2_H64 = Turbo("turbo2_h64", 64, 18, "wht64", None, 2, cb.TURBO2, cb.TURBO2_THRESHOLDS)
+TURBO3_H64 = Turbo("turbo3_h64", 64, 26, "wht64", None, 3, cb.TURBO3, cb.TURBO3_THRESHOLDS)
+TURBO4_LM_H64 = Turbo("turbo4_lm_h64", 64, 34, "wht64", None, 4, _LM4, _LM4_THRESHOLDS)

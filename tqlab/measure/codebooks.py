@@ -25,7 +25,7 @@ def codebook_of(name: str) -> tuple[Tensor, Tensor]:
     fmt = formats.get(name)
     if not hasattr(fmt, "table"):
         raise ValueError(f"{name} has no codebook; rotated formats have one")
-    scale = 128**0.5 if fmt.rotation == "wht128" else 1.0
+    scale = 1.0 if fmt.rotation == "wht32" else 128**0.5  # the KV tables have variance 1 / 128
     double = [torch.tensor(t, dtype=torch.float64) * scale for t in (fmt.table, fmt.thresholds)]
     return double[0], double[1]
 

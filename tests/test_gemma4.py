@@ -12,7 +12,7 @@ from tiny import FULL, SLIDING
 
 from tqlab.gguf_file import GGUFFile
 from tqlab.models import gemma4, load_model
-from tqlab.models import weights as weights_module
+from tqlab.models import matrices
 from tqlab.models.weights import Weights
 
 DATA = Path(__file__).parent / "data"
@@ -218,9 +218,9 @@ def test_a_slip_that_logits_do_not_show_is_caught(slip):
 def test_only_experts_in_use_are_run_and_each_once(monkeypatch):
     moe, _ = moe_of(gemma4)
     calls = []
-    run = weights_module.Dense.__call__
+    run = matrices.Dense.__call__
     monkeypatch.setattr(
-        weights_module.Dense, "__call__", lambda m, x: calls.append(len(x)) or run(m, x)
+        matrices.Dense, "__call__", lambda m, x: calls.append(len(x)) or run(m, x)
     )
     x = torch.randn(1, 30, 64)
     weights, chosen = moe.route(x)
@@ -236,9 +236,9 @@ def test_per_layer_table_is_unpacked_by_looked_up_rows_only(tmp_path, monkeypatc
     file, _ = tiny.gemma4(types=lambda name: kinds.get(name, "f32"), **E_MODEL)
     model = build(file.write(tmp_path / "m.gguf"), mode)
     rows = []
-    run = weights_module.dequantize
+    run = matrices.dequantize
     monkeypatch.setattr(
-        weights_module, "dequantize", lambda raw, kind: rows.append(len(raw)) or run(raw, kind)
+        matrices, "dequantize", lambda raw, kind: rows.append(len(raw)) or run(raw, kind)
     )
     model.ple.table.rows(tiny.some_ids(1, 5))
     model.embed.rows(tiny.some_ids(1, 5))

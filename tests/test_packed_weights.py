@@ -14,7 +14,7 @@ from ggufwriter import File, Tensor
 
 import tqlab
 from tqlab import formats, metal, ops, rotation
-from tqlab.models import weights
+from tqlab.models import matrices
 
 MODEL = tinyllama.oracle(head_dim=16)
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 64, 2, 118, 90]])
@@ -61,13 +61,13 @@ def rotations(monkeypatch):
 
 def packed(fmt, rows, columns, seed=0):
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    return weights.Packed(formats.get(fmt).quantize(x), fmt)
+    return matrices.Packed(formats.get(fmt).quantize(x), fmt)
 
 
 def test_joined_matrices_rotate_once(rotations):
     parts = [packed("tq4_1s", 6, 64, 1), packed("q8_0", 5, 64, 2), packed("tq3_1s", 4, 64, 3)]
     x = torch.randn(2, 3, 64)
-    together = weights.Joined(parts)(x)
+    together = matrices.Joined(parts)(x)
     assert rotations == [(2, 3, 64)]
     assert torch.equal(together, torch.cat([part(x) for part in parts], -1))
 
@@ -91,10 +91,10 @@ def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
 
-weights, linear = sys.modules["tqlab.models.weights"], sys.modules["tqlab.ops.linear"]
-weights._TILE_VALUES = linear._TILE_VALUES = 1 << 18  # so that a small model shows the difference
+matrices, linear = sys.modules["tqlab.models.matrices"], sys.modules["tqlab.ops.linear"]
+matrices._TILE_VALUES = linear._TILE_VALUES = 1 << 18  # so that a small model shows the difference
 small = tqlab.formats.get("tq4_1s").quantize(torch.randn(64, 64))
-weights.Packed(small, "tq4_1s")(torch.randn(2, 64))  # what torch loads at first use
+matrices.Packed(small, "tq4_1s")(torch.randn(2, 64))  # what torch loads at first use
 before = peak()
 model = tqlab.load_model(sys.argv[1], device="cpu", weights=sys.argv[2])
 cache = model.new_cache("q8_0", "turbo4", 16)

@@ -13,7 +13,7 @@ from ..attention import attend
 from ..kvcache import LayerShape
 from .base import Decoder, Rope, rms_norm, rope_neox, softcapped
 from .config import Config, Keys
-from .weights import Joined, Weights
+from .weights import Weights
 
 _SOFTCAP, _SLIDING_BASE = 30.0, 10000.0  # what a file without the keys means
 
@@ -207,7 +207,7 @@ class MoE:
         self.router_scale = w.vector(name("ffn_gate_inp.scale"), c.n_embd)
         self.expert_scale = w.optional(name("ffn_down_exps.scale"), n)
         self.gate_up = _gate_up(w, name, n, width, c.n_embd)
-        self.down = w.experts(name("ffn_down_exps.weight"), n, rows=c.n_embd, columns=width)
+        self.down = w.experts(name("ffn_down_exps.weight"), n=n, rows=c.n_embd, columns=width)
         self.pre_norm, self.post_norm = norm("pre_ffw_norm_2"), norm("post_ffw_norm_2")
         self.dense_norm = norm("post_ffw_norm_1")
 
@@ -230,26 +230,19 @@ class MoE:
         return weights, chosen
 
     def experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """The weighted sum of each token's experts: one product for every expert in use.
+        """The weighted sum of each token's experts.
 
         Shapes: x [B, T, n_embd]; weights and chosen [B, T, k] -> [B, T, n_embd]
         """
-        flat, order = x.flatten(0, 1), chosen.flatten().argsort(stable=True)
-        used, counts = chosen.flatten()[order].unique_consecutive(return_counts=True)
-        out = flat.new_empty(len(order), x.shape[-1])
-        groups = order.split(counts.tolist())
-        for expert, group in zip(used.tolist(), groups, strict=True):
-            tokens = flat[group // self.top_k]
-            out[group] = self.down[expert](gated(self.gate_up[expert](tokens)))
-        out = out.view(*chosen.shape, -1)
-        return (out * weights[..., None]).sum(-2)
+        chosen = chosen.flatten(0, 1)
+        out = self.down(gated(self.gate_up(x.flatten(0, 1), chosen)), chosen)
+        return (out.view(*weights.shape, -1) * weights[..., None]).sum(-2)
 
 
-def _gate_up(w: Weights, name, n: int, width: int, n_embd: int) -> list:
-    """Gate rows first, up rows second, in one matrix an expert; some files keep two tensors."""
+def _gate_up(w: Weights, name, n: int, width: int, n_embd: int):
+    """Gate rows first, up rows second, of every expert; some files keep two tensors."""
     fused = name("ffn_gate_up_exps.weight")
     if w.has(fused):
-        return w.experts(fused, n, rows=2 * width, columns=n_embd)
+        return w.experts(fused, n=n, rows=2 * width, columns=n_embd)
     parts = [name(f"ffn_{part}_exps.weight") for part in ("gate", "up")]
-    pairs = zip(*(w.experts(part, n, rows=width, columns=n_embd) for part in parts), strict=True)
-    return [Joined(list(pair)) for pair in pairs]
+    return w.experts(*parts, n=n, rows=width, columns=n_embd)

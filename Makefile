@@ -41,7 +41,7 @@ endif
 	$(BIN)/python -m pytest
 
 mutants: .venv/.installed-test
-	$(BIN)/python benchmarks/mutants.py --out data/results/mutants.json
+	$(BIN)/python benchmarks/mutants.py --out data/results/mutants.jsonl
 
 # Empty stamp files: a second call installs nothing.
 .venv/.installed: $(DEPS)

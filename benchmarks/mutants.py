@@ -1,179 +1,44 @@
 """Mutation test of the shaders: break each in a fixed list of ways; their test cases must notice.
 
-    python benchmarks/mutants.py [--only SHADER_OR_HEADER ...] [--jobs 2] [--out FILE.json]
+    python benchmarks/mutants.py [--only SHADER_OR_HEADER ...] [--jobs 2] [--minutes 10]
+                                 [--out FILE.jsonl] [--again] [--list]
 
 A mutant is one change on one line of a .metal file or header. It is run over tests/shader_cases in
 the simulator, plain and, if that notices nothing, checked. Killed: a case fails or the simulator
-reports something. A mutant that does not compile is left out. Exit status 1 below 90 % killed.
+reports something. A mutant that does not compile is left out. Verdicts are appended to FILE as they
+come; a mutant of the same text is not run twice. Exit status 1 below 90 % killed or when stopped.
 """
 
 import argparse
-import contextlib
 import functools
+import hashlib
 import json
 import os
-import re
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("METALSIM_CACHE", tempfile.gettempdir() + "/metalsim-mutants")
 
+import torch  # noqa: E402
+from mutations import OPERATORS, Mutant, mutants_of  # noqa: E402
 from shader_cases import cases  # noqa: E402
 
 import metalsim  # noqa: E402
 from tqlab import metal  # noqa: E402
 from tqlab.ops import marks  # noqa: E402
 
-TIMEOUT = 10.0  # seconds a launch may take: a broken loop bound can hang
+TIMEOUT = 10.0  # seconds of processor time a launch may take: a broken loop bound can hang
 ENOUGH = 0.9
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One changed line."""
-
-    file: str
-    line: int  # from 1
-    operator: str
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        change = f"{self.before.strip()}  ->  {self.after.strip()}"
-        return f"{self.file}:{self.line} {self.operator}: {change}"
-
-
-# ---- operators: each yields changed versions of one line of code
-
-
-def closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`; -1 when it is on another line."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] in "([{") - (text[i] in ")]}")
-        if depth == 0:
-            return i
-    return -1
-
-
-def arguments(text: str, call: str) -> Iterator[list[tuple[int, int]]]:
-    """Spans of the arguments of every call of a function whose name matches `call`."""
-    for match in re.finditer(rf"\b(?:{call})\(", text):
-        end, start, depth = closing(text, match.end() - 1), match.end(), 0
-        spans = []
-        for i in range(match.end(), end):
-            depth += (text[i] in "([{") - (text[i] in ")]}")
-            if text[i] == "," and depth == 0:
-                spans.append((start, i))
-                start = i + 1
-        yield [*spans, (start, end)] if end > 0 else []
-
-
-def _replaced(text: str, span: tuple[int, int], new: str) -> str:
-    return text[: span[0]] + new.format(text[slice(*span)].strip()) + text[span[1] :]
-
-
-def _substituted(pattern: str, *new: str):
-    """Every match replaced, one at a time, by each of `new` (a template for re.Match.expand)."""
-
-    def mutate(text: str) -> Iterator[str]:
-        for match in re.finditer(pattern, text):
-            for template in new:
-                yield text[: match.start()] + match.expand(template) + text[match.end() :]
-
-    return mutate
-
-
-def shuffle(text: str) -> Iterator[str]:
-    for spans in arguments(text, r"simd_shuffle\w*|simd_broadcast"):
-        if len(spans) > 1:
-            yield _replaced(text, spans[-1], " ({}) ^ 1")
-            yield _replaced(text, spans[-1], " ({}) ^ 2")
-
-
-def index(text: str) -> Iterator[str]:
-    if re.match(r"\s*(?:threadgroup|thread|const|constexpr)?\s*\w+ \w+(\[[^=]*\])+;", text):
-        return  # a declaration
-    for match in re.finditer(r"(?<=[\w\])])\[(?!\[)", text):
-        end = closing(text, match.start())
-        if end > 0:
-            yield _replaced(text, (match.end(), end), "({}) + 1")
-            yield _replaced(text, (match.end(), end), "({}) - 1")
-
-
-def further(text: str) -> Iterator[str]:
-    """A pointer handed on one element further."""
-    for call, which in ((r"load4|store4|half_at|put_half", 0), (r"simdgroup_(?:load|store)", 1)):
-        for spans in arguments(text, call):
-            if len(spans) > which:
-                yield _replaced(text, spans[which], " ({}) + 1")
-
-
-def doubled(text: str) -> Iterator[str]:
-    for spans in arguments(text, r"simd_sum"):
-        if spans:
-            yield _replaced(text, spans[0], "simd_sum({})")
-
-
-def bound(text: str) -> Iterator[str]:
-    loop = re.search(r"\bfor \(([^;]*);([^;]*?)(<=?|>=?)([^;]*);", text)
-    if loop and loop[4].strip() != "0":
-        yield text[: loop.end(4)] + " + 1" + text[loop.end(4) :]
-        yield text[: loop.end(4)] + " - 1" + text[loop.end(4) :]
-
-
-def other_half(text: str) -> Iterator[str]:
-    """The scale of the other half-block of tq3_1s and tq4_1s."""
-    yield from _substituted(r"\bchunk >> 1\b", r"(chunk >> 1 ^ 1)")(text)
-    for spans in arguments(text, r"(?:\w+::)?scale"):
-        if len(spans) == 2 and "uint chunk" not in text:
-            yield _replaced(text, spans[1], " ({}) ^ 2")
-
-
-OPERATORS = {
-    "barrier removed": _substituted(r"\b(?:threadgroup|simdgroup)_barrier\([^;]*\);", ";"),
-    "barrier narrowed": _substituted(r"\bthreadgroup_barrier\b", "simdgroup_barrier"),
-    "memory flag": _substituted(r"mem_flags::mem_threadgroup", r"mem_flags::mem_device"),
-    "memory flag off": _substituted(
-        r"mem_flags::mem_(?:threadgroup|device)", "mem_flags::mem_none"
-    ),
-    "shuffle": shuffle,
-    "mask": _substituted(r"\b(lane|t|i) & (\w+)", r"\1 & (\2 << 1)"),
-    "index": index,
-    "one further": further,
-    "loop bound": bound,
-    "sign": lambda text: (
-        new
-        for pattern, other in (
-            (r"(?<=[\w)\]]) \+ (?=[\w(])", " - "),
-            (r"(?<=[\w)\]]) - (?=[\w(])", " + "),
-        )
-        for new in _substituted(pattern, other)(text)
-    ),
-    "other half": other_half,
-    "reduction doubled": doubled,
-}
-
-
-def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Every mutant of one file, in order of lines; tables, macros and signatures are left alone."""
-    for number, line in enumerate(path.read_text("ascii").split("\n"), 1):
-        code, comment = (*line.split("//", 1), "")[:2]
-        skipped = not code.strip() or code.lstrip().startswith("#") or line.endswith("\\")
-        if skipped or code.startswith(("constant", " " * 20 + "device")) or "[[" in code:
-            continue
-        for operator, mutate in OPERATORS.items():
-            for new in dict.fromkeys(mutate(code)):
-                yield Mutant(
-                    path.name, number, operator, line, f"{new}//{comment}" if comment else new
-                )
 
 
 # ---- running one
@@ -185,24 +50,19 @@ def files() -> list[Path]:
 
 
 def users(file: str) -> list[str]:
-    """The shaders whose text holds this file."""
+    """The shaders whose text holds this file, short ones first: they compile sooner."""
     if file.endswith(".metal"):
         return [file.removesuffix(".metal")]
-    return [name for name in metal.names() if f'"{file}"' in metal.source(name)]
+    holds = [name for name in metal.names() if f'"{file}"' in metal.source(name)]
+    return sorted(holds, key=lambda name: len(metal.source(name)))
 
 
-def run(mutant: Mutant) -> tuple[Mutant, str]:
-    """killed (how), survived or invalid."""
-    os.environ.setdefault("METALSIM_CACHE", tempfile.gettempdir() + "/metalsim-mutants")
-    compile_shader = metalsim.compile_shader
-    metalsim.compile_shader = functools.partial(compile_shader, timeout=TIMEOUT)
-    try:
-        with tempfile.TemporaryDirectory() as folder, marks.ignored():
-            _write(mutant, Path(folder))
-            with metal.shaders_from(Path(folder)):
-                return mutant, _verdict(mutant)
-    finally:
-        metalsim.compile_shader = compile_shader
+def run(mutant: Mutant) -> str:
+    """killed (how), survived, or invalid (why)."""
+    with tempfile.TemporaryDirectory() as folder, marks.ignored():
+        _write(mutant, Path(folder))
+        with metal.shaders_from(Path(folder)):
+            return verdict(users(mutant.file))
 
 
 def _write(mutant: Mutant, folder: Path) -> None:
@@ -213,16 +73,19 @@ def _write(mutant: Mutant, folder: Path) -> None:
     (folder / mutant.file).write_text("\n".join(lines), "ascii")
 
 
-def _verdict(mutant: Mutant) -> str:
+def verdict(shaders: list[str]) -> str:
+    """What the cases of some shaders say. Raises whatever is neither a mismatch nor a finding."""
     for engine in ("sim", "sim-checked"):
-        for shader in users(mutant.file):
+        for shader in shaders:
             for case in cases(shader):
                 try:
                     with metal.simulate(engine):
                         case()
-                except SyntaxError:
-                    return "invalid"
-                except Exception as error:
+                except SyntaxError as error:
+                    return f"invalid: {str(error).splitlines()[0]}"
+                except (AssertionError, RuntimeError) as error:
+                    if isinstance(error, metalsim.CompilerNotFound):
+                        raise
                     return f"killed by {engine}: {shader} {case.__name__}: {type(error).__name__}"
     return "survived"
 
@@ -230,41 +93,94 @@ def _verdict(mutant: Mutant) -> str:
 # ---- all of them
 
 
+def alone() -> None:
+    """Of a process of the pool: one thread, launches that end, and signals left to the parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    metalsim.compile_shader = functools.partial(metalsim.compile_shader, timeout=TIMEOUT)
+
+
+def verdicts(mutants: list[Mutant], jobs: int, minutes: float) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant's, as they come, until the time is up."""
+    metalsim.compile_shader("kernel void warm_up() {}")  # builds what the others would all build
+    pool = ProcessPoolExecutor(jobs, initializer=alone)
+    try:
+        for found in pool.map(verdict, [[name] for name in metal.names()]):
+            if found != "survived":
+                raise SystemExit(f"a shader fails as it is: {found}")
+        waiting = {pool.submit(run, mutant): mutant for mutant in mutants}
+        for future in as_completed(waiting, timeout=60 * minutes):
+            yield waiting[future], future.result()
+    except TimeoutError:
+        print(f"stopped after {minutes:g} minutes", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def key(mutant: Mutant) -> str:
+    """Of the mutated text: changes when its file or the mutant does."""
+    text = (metal.shader_dir() / mutant.file).read_text("ascii")
+    return hashlib.sha256(f"{text}\0{mutant}\0{mutant.after}".encode()).hexdigest()[:16]
+
+
+def known(out: Path | None) -> dict[str, str]:
+    """Verdicts by key, from an earlier run; the last one counts."""
+    text = out.read_text("utf-8") if out and out.exists() else ""
+    return {row["key"]: row["verdict"] for row in map(json.loads, text.splitlines())}
+
+
+def sweep(mutants: list[Mutant], args: argparse.Namespace) -> dict[Mutant, str]:
+    """Verdicts of all that have one; new ones are also appended to args.out."""
+    old = known(args.out)
+    old = {m: old[key(m)] for m in mutants if key(m) in old}
+    done = {m: v for m, v in old.items() if not (args.again and v == "survived")}
+    todo = [m for m in mutants if m not in done]
+    start, new = time.monotonic(), 0
+    with open(args.out or os.devnull, "a", buffering=1, encoding="utf-8") as log:
+        for mutant, found in verdicts(todo, args.jobs, args.minutes) if todo else ():
+            log.write(json.dumps({"key": key(mutant), **asdict(mutant), "verdict": found}) + "\n")
+            done[mutant], new = found, new + 1
+            if found == "survived":
+                print(f"survived: {mutant}", flush=True)
+            if new % 25 == 0:
+                seconds = time.monotonic() - start
+                print(f"{new} of {len(todo)} after {seconds:.0f} s", flush=True)
+    return old | done
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", help="files, e.g. wht.metal common.h")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop after this time")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
-    parser.add_argument("--out", type=Path, help="results as JSON")
+    parser.add_argument("--out", type=Path, help="verdicts as JSON Lines, kept between runs")
+    parser.add_argument("--again", action="store_true", help="run the survivors in --out again")
     args = parser.parse_args()
     chosen = [p for p in files() if not args.only or p.name in args.only]
     mutants = [m for path in chosen for m in mutants_of(path)]
     if args.list:
         print("\n".join(map(str, mutants)))
         return 0
-    results = []
-    with ProcessPoolExecutor(args.jobs) as pool, contextlib.suppress(KeyboardInterrupt):
-        for mutant, verdict in pool.map(run, mutants):
-            results.append((mutant, verdict))
-            if verdict == "survived":
-                print(f"survived: {mutant}", flush=True)
-    return _report(results, args.out)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return report(sweep(mutants, args), len(mutants))
 
 
-def _report(results: list[tuple[Mutant, str]], out: Path | None) -> int:
-    valid = [(m, v) for m, v in results if v != "invalid"]
-    total, lived = Counter(m.operator for m, _ in valid), Counter()
-    lived.update(m.operator for m, v in valid if v == "survived")
+def report(results: dict[Mutant, str], wanted: int) -> int:
+    """Prints kills by operator; the exit status."""
+    valid = {m: v for m, v in results.items() if not v.startswith("invalid")}
+    total = Counter(m.operator for m in valid)
+    lived = Counter(m.operator for m, v in valid.items() if v == "survived")
     for name in OPERATORS:
         print(f"{name:>18}: {total[name] - lived[name]} of {total[name]} killed")
     killed = len(valid) - lived.total()
     left_out = len(results) - len(valid)
     share = killed / max(1, len(valid))
     print(f"{killed} of {len(valid)} mutants killed ({share:.1%}); {left_out} do not compile")
-    if out:
-        rows = [asdict(m) | {"verdict": v} for m, v in results]
-        out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    return int(share < ENOUGH)
+    if len(results) < wanted:
+        print(f"{wanted - len(results)} have not run")
+    return int(share < ENOUGH or len(results) < wanted)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def compile_shader(
     seed: of the order in which simdgroups, lanes and threadgroups run.
     name: the file that messages name.
     strict: also refuse what Apple's compiler refuses about address spaces.
-    timeout: seconds after which a launch is stopped.
+    timeout: seconds of processor time after which a launch is stopped.
     partial_collectives: kernels that may use collectives with some lanes inactive.
 
     Raises:

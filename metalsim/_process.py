@@ -120,8 +120,9 @@ class Worker:
         code = self._process.wait() if self._process else 0
         self.stop()
         kernel = message["kernel"]
-        if code == -signal.SIGALRM:
-            return f"kernel {kernel} did not finish within {message['timeout']} s and was stopped"
+        if code == -signal.SIGPROF:
+            used = f"{message['timeout']} s of processor time"
+            return f"kernel {kernel} did not finish within {used} and was stopped"
         cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         hint = {
             "SIGFPE": " (integer division by zero)",

@@ -1,6 +1,8 @@
 """Kernels that hang or crash, callers of every kind, and the cache."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -35,6 +37,27 @@ def test_a_kernel_that_hangs_is_stopped(features):
         features.timeout = before
     assert time.monotonic() - start < 10
     assert_copies(features)
+
+
+def test_time_in_which_the_kernel_does_not_run_is_no_hang(features):
+    """A worker that stands still keeps its whole allowance: it is one of processor time."""
+    worker, before = _process.worker(), features.timeout
+    worker.stop()
+    assert_copies(features)
+    pid, used = worker._process.pid, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    timers = [
+        threading.Timer(after, os.kill, (pid, number))
+        for after, number in ((0.1, signal.SIGSTOP), (1.0, signal.SIGCONT))
+    ]
+    features.timeout = 0.5
+    try:
+        for timer in timers:
+            timer.start()
+        with pytest.raises(RuntimeError, match="did not finish"):
+            features.hang(torch.zeros(32))
+    finally:
+        features.timeout = before
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used > 0.4
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="only x86 traps on division by zero")

@@ -7,18 +7,13 @@ with one new token and with a chunk, and reports how far the process's peak rose
 """
 
 import json
-import resource
 import subprocess
 import sys
 
+from file_memory import peak_bytes
+
 TOKENS, HEADS, KV_HEADS, DIM, CHUNK = 32768, 8, 2, 128, 64
 LIMIT = 1.25
-
-
-def peak_bytes() -> int:
-    """High-water mark of this process's memory, bytes (Linux counts kilobytes, macOS bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def case(pair: str, layers: int) -> dict:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from benchmarks.file_memory import measured, write_checkpoint
 from tqlab import convert
 from tqlab.convert import convert_hf
 from tqlab.models import load_model
@@ -116,6 +117,13 @@ def test_row_blocks_change_nothing(checkpoints, tmp_path, monkeypatch):
     whole = convert_hf(folder, tmp_path / "a.gguf", progress=False).path.read_bytes()
     monkeypatch.setattr(convert, "_BLOCK_VALUES", 1000)
     assert convert_hf(folder, tmp_path / "b.gguf", progress=False).path.read_bytes() == whole
+
+
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
+    """A sparse checkpoint of 270 MB: memory-mapped or with its largest tensor whole, it fails."""
+    assert write_checkpoint(tmp_path / "c", experts=2) > 270e6
+    before, after = measured("convert", tmp_path / "c", tmp_path / "m.gguf")
+    assert after - before < 120e6
 
 
 def test_gemma3_norms_carry_their_one(checkpoints, tmp_path):

@@ -83,24 +83,19 @@ def test_x_is_not_written(rotations):
 # ---- memory
 
 MEASURE = """
-import gc, json, pathlib, re, resource, sys, torch, tqlab
-
-def peak():
-    status = pathlib.Path("/proc/self/status")  # there, getrusage would start from the parent's
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+import gc, json, sys, torch, tqlab
+from benchmarks.file_memory import peak_bytes
 
 matrices, linear = sys.modules["tqlab.models.matrices"], sys.modules["tqlab.ops.linear"]
 matrices._TILE_VALUES = linear._TILE_VALUES = 1 << 18  # so that a small model shows the difference
 small = tqlab.formats.get("tq4_1s").quantize(torch.randn(64, 64))
 matrices.Packed(small, "tq4_1s")(torch.randn(2, 64))  # what torch loads at first use
-before = peak()
+before = peak_bytes()
 model = tqlab.load_model(sys.argv[1], device="cpu", weights=sys.argv[2])
 cache = model.new_cache("q8_0", "turbo4", 16)
 model(torch.arange(12)[None], cache, last_only=True)
 model(torch.arange(1)[None], cache)
-grown = peak() - before
+grown = peak_bytes() - before
 floats = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.is_floating_point()]
 held = sum({t.data_ptr(): t.nbytes for t in floats}.values())
 print(json.dumps({"grown": grown, "floats": held, "nbytes": model.nbytes}))

@@ -1,8 +1,6 @@
 """Quantising files: the right bytes, the right types for the right tensors, bounded memory."""
 
 import struct
-import subprocess
-import sys
 
 import gguf
 import numpy as np
@@ -11,6 +9,7 @@ import tinyllama
 import torch
 from ggufwriter import File, Tensor
 
+from benchmarks.file_memory import measured
 from tqlab import formats, quantize
 from tqlab.gguf_file import GGUFError, GGUFFile
 from tqlab.models import load_model
@@ -88,6 +87,11 @@ def test_small_row_blocks_and_threads_change_nothing(tmp_path, source, monkeypat
     monkeypatch.setattr(quantize, "_cores", lambda: 5)
     pieces = quantize_gguf(source, tmp_path / "b.gguf", "tq4_1s", progress=False).path
     assert whole.read_bytes() == pieces.read_bytes()
+
+
+def test_memory_is_bounded_on_machines_of_many_cores(monkeypatch):
+    monkeypatch.setattr(quantize.os, "sched_getaffinity", lambda _: range(200), raising=False)
+    assert quantize._cores() == 16
 
 
 @pytest.mark.parametrize(
@@ -279,16 +283,6 @@ def test_a_quantised_model_runs_as_its_decoded_weights_do(tmp_path):
     assert 0 < (exact - packed).abs().max() < 0.05 * exact.abs().max()
 
 
-_MEASURE = """
-import resource, sys
-from tqlab.quantize import quantize_gguf
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-quantize_gguf(sys.argv[1], sys.argv[2], "q8_0", progress=False)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * (1 if sys.platform == "darwin" else 1024))
-"""
-
-
 def test_memory_does_not_grow_with_the_tensor(tmp_path):
     """410 MB of f32 in one tensor (a sparse file): beside the imports, a third of it is enough."""
     rows, n = 3, 1 << 7
@@ -303,7 +297,6 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
     path.write_bytes(raw)
     with path.open("r+b") as file:
         file.truncate(len(raw) + 4 * n * rows)
-    command = [sys.executable, "-c", _MEASURE, str(path), str(tmp_path / "out.gguf")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 150e6, done.stdout
+    before, after = measured("q8_0", path, tmp_path / "out.gguf")
+    assert after - before < 150e6
     assert GGUFFile(tmp_path / "out.gguf").info("blk.0.ffn_up.weight").nbytes == rows * n // 32 * 34

@@ -21,6 +21,7 @@ from .policies import POLICIES, TYPES, Move, Row, format_table, plan, table
 from .progress import Progress
 
 _BLOCK_VALUES = 1 << 20  # values one worker expands at once: 4 MB of float32
+_MOST_WORKERS = 16  # each holds about 30 MB, so that memory is bounded on any machine
 _FLOATS = ("f32", "f16", "bf16")
 
 
@@ -113,10 +114,9 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 
 def _cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use, at most `_MOST_WORKERS`."""
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(known or 1, _MOST_WORKERS)
 
 
 def _converted(file: GGUFFile, move: Move, pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:

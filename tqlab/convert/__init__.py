@@ -146,7 +146,7 @@ def _blocks(checkpoint: Checkpoint, arch: str, item: _Item) -> Iterator[torch.Te
         return
     change = names.transform(checkpoint, arch, item.plan.name)
     if change is not None:
-        yield change(checkpoint.rows(item.source).float())
+        yield change(checkpoint.rows(item.source))
         return
     shape = item.plan.shape
     step = max(1, _BLOCK_VALUES // max(1, item.plan.nbytes // shape[0]))

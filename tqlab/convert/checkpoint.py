@@ -1,6 +1,8 @@
 """A safetensors checkpoint directory: configuration, shards, tensors by name."""
 
 import json
+import math
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +10,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies: its file, safetensors' name of its type, its shape, its first byte."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
 
 
 class Checkpoint:
@@ -59,26 +72,32 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape; a scalar counts as one value."""
-        return tuple(self._slice(name).get_shape()) or (1,)
+        return self._stored(name).shape
 
     def dtype(self, name: str) -> str:
         """safetensors' name of the type: F32, BF16, ..."""
-        return self._slice(name).get_dtype()
+        return self._stored(name).dtype
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Entries start .. stop of the first axis."""
-        found = self._slice(name)
-        return found[start:stop] if found.get_shape() else self._where[name].get_tensor(name)[None]
+        """Entries start .. stop of the first axis, read (not mapped: pages would add up)."""
+        t = self._stored(name)
+        start, stop, _ = slice(start, stop).indices(t.shape[0])
+        block = torch.empty((stop - start, *t.shape[1:]), dtype=TYPES[t.dtype])
+        with t.path.open("rb") as file:
+            file.seek(t.start + start * math.prod(t.shape[1:]) * block.itemsize)
+            if file.readinto(block.view(torch.uint8).numpy()) != block.nbytes:
+                raise ValueError(f"{t.path}: tensor {name!r} ended early while it was read")
+        return block
 
     def has(self, name: str) -> bool:
         return name in self._where
 
-    def _slice(self, name: str):
+    def _stored(self, name: str) -> _Stored:
         if name not in self._where:
             raise ValueError(f"{self.path}: tensor {name!r} is missing")
-        return self._where[name].get_slice(name)
+        return self._where[name]
 
-    def _open(self) -> list:
+    def _open(self) -> list[dict[str, _Stored]]:
         missing = [f for f in self._files() if not (self.path / f).is_file()]
         if missing:
             raise FileNotFoundError(f"{self.path}: missing shards: {', '.join(missing)}")
@@ -92,22 +111,35 @@ class Checkpoint:
             return sorted(set(map(str, where.values())))
         return [_SINGLE]
 
-    def _shard(self, filename: str):
+    def _shard(self, filename: str) -> dict[str, _Stored]:
         if Path(filename).name != filename:
             raise ValueError(f"{self.path / _INDEX}: shard {filename!r} lies outside the folder")
         try:
-            return safe_open(self.path / filename, "pt")
+            with safe_open(self.path / filename, "pt"):
+                return _header(self.path / filename)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.path / filename}: damaged: {error}") from None
 
     @cached_property
-    def _where(self) -> dict:
-        """Tensor -> its open shard; what the index promises must be there."""
-        found = {name: shard for shard in self._shards for name in shard.keys()}  # noqa: SIM118
+    def _where(self) -> dict[str, _Stored]:
+        """Tensor -> its place; what the index promises must be there."""
+        found = {name: stored for shard in self._shards for name, stored in shard.items()}
         lost = sorted(set(self.json(_INDEX).get("weight_map", {})) - set(found))
         if lost:
             raise ValueError(f"{self.path}: tensor {lost[0]!r} is in the index, but in no shard")
         return {name: found[name] for name in sorted(found, key=_natural)}
+
+
+def _header(path: Path) -> dict[str, _Stored]:
+    """The tensors of a shard that the safetensors library has opened, and so has checked."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = file.tell()
+    header.pop("__metadata__", None)
+    return {
+        name: _Stored(path, t["dtype"], tuple(t["shape"]) or (1,), data + t["data_offsets"][0])
+        for name, t in header.items()
+    }
 
 
 def _natural(name: str) -> list:

@@ -129,7 +129,7 @@ def check_complete(checkpoint: Checkpoint, written: Iterable[str]) -> None:
 def transform(checkpoint: Checkpoint, arch: str, name: str) -> Callable[[Tensor], Tensor] | None:
     """What the values of GGUF tensor `name` go through, or None."""
     if arch == "gemma3" and name.endswith("norm.weight"):
-        return lambda w: w + 1
+        return lambda w: w.float() + 1
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     part = name.split(".")[-2]
     if arch == "llama" and part in heads:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import tqlab
+from tqlab import metal
 
 DATA = Path(__file__).parent / "data"
 
@@ -73,6 +74,18 @@ def tiny_path(tmp_path_factory) -> Path:
 def tiny_model(tiny_path):
     """The tiny llama, dense on the CPU."""
     return tqlab.load_model(tiny_path, device="cpu")
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of kernels launched."""
+    seen, launch = [], metal.launch
+    monkeypatch.setattr(
+        metal,
+        "launch",
+        lambda shader, kernel, *a, **k: (seen.append(kernel), launch(shader, kernel, *a, **k)),
+    )
+    return seen
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import torch
 from tiny import FULL, SLIDING
 
 from tqlab.gguf_file import GGUFFile
-from tqlab.models import gemma4, load_model
-from tqlab.models import matrices
+from tqlab.models import gemma4, load_model, matrices
 from tqlab.models.weights import Weights
 
 DATA = Path(__file__).parent / "data"
@@ -219,9 +218,7 @@ def test_only_experts_in_use_are_run_and_each_once(monkeypatch):
     moe, _ = moe_of(gemma4)
     calls = []
     run = matrices.Dense.__call__
-    monkeypatch.setattr(
-        matrices.Dense, "__call__", lambda m, x: calls.append(len(x)) or run(m, x)
-    )
+    monkeypatch.setattr(matrices.Dense, "__call__", lambda m, x: calls.append(len(x)) or run(m, x))
     x = torch.randn(1, 30, 64)
     weights, chosen = moe.route(x)
     calls.clear()

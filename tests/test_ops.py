@@ -97,18 +97,6 @@ def test_formats_without_a_shader_take_the_reference():
 # ---- which path runs
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """The names of kernels launched."""
-    seen, launch = [], metal.launch
-    monkeypatch.setattr(
-        metal,
-        "launch",
-        lambda shader, kernel, *a, **k: (seen.append(kernel), launch(shader, kernel, *a, **k)),
-    )
-    return seen
-
-
 def test_reference_is_forced_inside_a_with_block(launches):
     with metal.simulate("sim"):
         with ops.reference():

@@ -1,8 +1,9 @@
 """Causal attention that reads the packed cache in tiles.
 
 Equivalent to softmax(scale * q k^T + mask) v over the whole cache, with an online softmax, so that
-only one tile of K and V is ever unpacked. Rotated formats: <R q, R k> = <q, k>, so the query is
-rotated once and the keys never un-rotated; the output is un-rotated once (spec formats 2.3).
+only one tile of K and V is ever unpacked: by the shaders of ops.kv_attention where those run and
+know both formats, else by torch. Rotated formats: <R q, R k> = <q, k>, so the query is rotated once
+and the keys never un-rotated; the output is un-rotated once (spec formats 2.3).
 """
 
 import math
@@ -11,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from . import ops
 from .kvcache import View
 from .rotation import rotate_product, unrotate_product
 
@@ -30,8 +32,11 @@ def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tens
     Shapes: q float32 [B, H, T, D]; view of n >= T tokens, H a multiple of H_kv -> [B, H, T, D]
     The last query sits in slot n - 1. Query head h reads KV head h // (H / H_kv). A query sees keys
     up to itself, no further back than the view's window, and none of its row's padding.
-    Error: equals one full softmax to float32 rounding, for any tile.
+    `tile`: keys unpacked at once, which torch does then, whatever else could.
+    Error: equals one full softmax to float32 rounding, on any path and for any tile.
     """
+    if tile is None and fused(view.k.format.name, view.v.format.name, q.shape[-1], q.device):
+        return _fused(q, view, scale)
     batch, heads, steps, dim = q.shape
     kv_heads = view.k.data.shape[1]
     tile = tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)
@@ -40,6 +45,21 @@ def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tens
     query = query.view(batch, kv_heads, heads // kv_heads, steps, -1).transpose(2, 3)
     out = unrotate_product(read(query.contiguous(), view, tile), view.v.format.rotation)
     return out[..., :dim].transpose(2, 3).reshape(batch, heads, steps, dim)
+
+
+def fused(k_format: str, v_format: str, head_dim: int, device: torch.device) -> bool:
+    """Whether shaders attend over heads of these formats, and not torch."""
+    handled = all(ops.attention.handles(name, head_dim) for name in (k_format, v_format))
+    return handled and ops.runs_shader("kv_attention", device)
+
+
+def _fused(q: Tensor, view: View, scale: float) -> Tensor:
+    pads = view.pads
+    if pads is not None:  # the op counts slots, not positions
+        pads = (pads - view.first).clamp_(min=0).int()
+    formats = view.k.format.name, view.v.format.name
+    data = q.contiguous(), view.k.data, view.v.data
+    return ops.kv_attention(*data, *formats, view.n, scale, view.window, pads)
 
 
 def _sees_all(view: View, steps: int, tile: int) -> bool:

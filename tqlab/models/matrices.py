@@ -82,7 +82,7 @@ class Packed(Matrix):
 
     def rows(self, ids):
         if self.turns:
-            return ops.embedding_rows(self.raw, ids, self.type)
+            return ops.embedding_rows(self.raw, ids.contiguous(), self.type)
         return dequantize(self.raw[ids.flatten()], self.type).view(*ids.shape, -1)
 
 
@@ -127,7 +127,7 @@ class Experts(Matrix):
     """An [out, in] matrix of every expert; each token goes through those that it has chosen."""
 
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """Shapes: float32 [T, in] (all choices read it) or [T, k, in]; int64 [T, k] -> [T, k, out]"""
+        """float32 [T, in] (every choice reads it) or [T, k, in], int64 [T, k] -> [T, k, out]"""
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ asks for the shader to be executed in the simulator. `reference()` forces the re
 """
 
 from .attention import kv_attention
-from .base import OPS, reference
+from .base import OPS, reference, runs_shader
 from .linear import tq_linear, tq_moe_linear
 from .rows import dequantize_rows, embedding_rows, quantize_rows, wht
 
@@ -16,6 +16,7 @@ __all__ = [
     "kv_attention",
     "quantize_rows",
     "reference",
+    "runs_shader",
     "tq_linear",
     "tq_moe_linear",
     "wht",

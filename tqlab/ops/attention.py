@@ -60,6 +60,19 @@ def _hidden(n, steps, window, pads, device):
     return hidden if pads is None else hidden | (slot < pads[:, None])[:, None, None]
 
 
+def handles(format: str, dim: int) -> bool:
+    """Whether keys or values of `format`, heads of `dim` values, can be arguments."""
+    return format in FORMATS and not _unfit(format, dim)
+
+
+def _unfit(format: str, dim: int) -> str:
+    """What is wrong with heads of `dim` values; nothing: an empty text."""
+    padded = _padded(format, dim)
+    if padded % 32:
+        return f"heads of {padded} values are no multiple of 32, which {format} needs"
+    return f"heads of {padded} values; at most {MAX_DIM} are handled" if padded > MAX_DIM else ""
+
+
 def _padded(name: str, dim: int) -> int:
     """The stored head size: turbo heads are padded to whole blocks."""
     fmt = formats.get(name)
@@ -91,9 +104,8 @@ def _check_side(name, x, format, q):
         heads > 0 and q.shape[1] % heads == 0,
         f"{name} has {heads} heads, which do not divide the {q.shape[1]} of q",
     )
+    check(not (wrong := _unfit(format, q.shape[3])), f"q: {wrong}")
     dim = _padded(format, q.shape[3])
-    check(dim % 32 == 0, f"q: heads of {dim} values are no multiple of 32, which {format} needs")
-    check(dim <= MAX_DIM, f"q: heads of {dim} values; at most {MAX_DIM} are handled")
     nbytes = formats.get(format).nbytes(dim)
     check(
         x.shape[3] == nbytes,

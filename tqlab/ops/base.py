@@ -53,7 +53,7 @@ def define(reference: Callable, *, fake: Callable, shader: Callable, shaders: tu
     def run(*args, **kwargs):
         results = fake(*args, **kwargs)
         device = next(a.device for a in args if isinstance(a, Tensor))
-        if not runs_shader(op, device):
+        if not runs_shader(op.name, device):
             return op.reference(*args, **kwargs)
         op.shader(results, *args, **kwargs)
         return results
@@ -67,11 +67,11 @@ def define(reference: Callable, *, fake: Callable, shader: Callable, shaders: tu
     return made
 
 
-def runs_shader(op: Op, device: torch.device) -> bool:
-    """Whether `op` on tensors of `device` launches its shader now."""
+def runs_shader(name: str, device: torch.device) -> bool:
+    """Whether that op on tensors of `device` launches its shader now."""
     if _forced.get() or (engine := metal.engine(device)) is None:
         return False
-    return not marks.failed(op.name, op.shaders, engine)
+    return not marks.failed(name, OPS[name].shaders, engine)
 
 
 # ---- checks: every message names the argument

@@ -20,8 +20,10 @@ LAYERS = [
     "metal",
     "ops",  # above formats: those are its references
     "gguf_file gguf_write policies quantize convert chat tokenizer",
+    "calibration transforms",
     "kvcache",
     "attention",
+    "recipes calibrate",
     "models",
     "generate",
     "metrics",

@@ -7,13 +7,14 @@ and the keys never un-rotated; the output is un-rotated once (spec formats 2.3).
 """
 
 import math
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
 
 from . import ops
-from .kvcache import View
+from .kvcache import Parts, View
 from .rotation import rotate_product, unrotate_product
 
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
@@ -26,25 +27,62 @@ _HIDDEN = -1e30
 _LOG2_E = math.log2(math.e)
 
 
-def attend(q: Tensor, view: View, scale: float, tile: int | None = None) -> Tensor:
+def attend(q: Tensor, view: View | Parts, scale: float, tile: int | None = None) -> Tensor:
     """Attention of the newest T tokens over a cache view.
 
     Shapes: q float32 [B, H, T, D]; view of n >= T tokens, H a multiple of H_kv -> [B, H, T, D]
     The last query sits in slot n - 1. Query head h reads KV head h // (H / H_kv). A query sees keys
     up to itself, no further back than the view's window, and none of its row's padding.
+    The parts of a cache share one softmax; torch computes it, on any device.
     `tile`: keys unpacked at once, which torch does then, whatever else could.
     Error: equals one full softmax to float32 rounding, on any path and for any tile.
     """
+    if isinstance(view, Parts):
+        return _joined([_partial(q, part, scale, tile) for part in view.views], q)
     if tile is None and fused(view.k.format.name, view.v.format.name, q.shape[-1], q.device):
         return _fused(q, view, scale)
+    return _joined([_partial(q, view, scale, tile)], q)
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """Softmax over some of the keys, not divided yet: [B, H_kv, T, G, padded D or 1]."""
+
+    out: Tensor
+    total: Tensor
+    high: Tensor
+    rotation: str | None
+
+
+def _partial(q: Tensor, view: View, scale: float, tile: int | None) -> _Partial:
     batch, heads, steps, dim = q.shape
     kv_heads = view.k.data.shape[1]
     tile = tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)
-    read = _one_token if _sees_all(view, steps, tile) else _tiled
-    query = rotate_product(_pad(q * (scale * _LOG2_E), view.k.padded_dim), view.k.format.rotation)
+    read = _at_once if _fits(view, steps, tile) else _tiled
+    query = _query(q.reshape(batch, kv_heads, -1, dim) * (scale * _LOG2_E), view)
     query = query.view(batch, kv_heads, heads // kv_heads, steps, -1).transpose(2, 3)
-    out = unrotate_product(read(query.contiguous(), view, tile), view.v.format.rotation)
-    return out[..., :dim].transpose(2, 3).reshape(batch, heads, steps, dim)
+    return _Partial(*read(query.contiguous(), view, tile), view.v.format.rotation)
+
+
+def _query(q: Tensor, view: View) -> Tensor:
+    """Queries where the view's keys are: float32 [B, H_kv, N, D] -> [B, H_kv, N, D']."""
+    if view.query is not None:
+        return view.query(q)
+    return rotate_product(_pad(q, view.k.padded_dim), view.k.format.rotation)
+
+
+def _joined(parts: list[_Partial], q: Tensor) -> Tensor:
+    """One softmax from those of its parts: [B, H, T, D]."""
+    high = reduce(torch.maximum, [part.high for part in parts])
+    shares = [part if part.high is high else _rescaled(part, high) for part in parts]
+    total = reduce(torch.add, [part.total for part in shares])
+    outs = [unrotate_product(p.out / total, p.rotation)[..., : q.shape[-1]] for p in shares]
+    return reduce(torch.add, outs).transpose(2, 3).reshape(q.shape)
+
+
+def _rescaled(part: _Partial, high: Tensor) -> _Partial:
+    share = (part.high - high).exp2_()
+    return replace(part, out=part.out * share, total=part.total * share)
 
 
 def fused(k_format: str, v_format: str, head_dim: int, device: torch.device) -> bool:
@@ -62,25 +100,31 @@ def _fused(q: Tensor, view: View, scale: float) -> Tensor:
     return ops.kv_attention(*data, *formats, view.n, scale, view.window, pads)
 
 
-def _sees_all(view: View, steps: int, tile: int) -> bool:
-    """Whether there is one query, which sees every key, and all of them fit a tile."""
-    hidden = view.pads is not None or view.n > (view.window or math.inf)
-    return steps == 1 and view.n <= tile and not hidden
+def _fits(view: View, steps: int, tile: int) -> bool:
+    """Whether one product does: a view with a mask of its own, or one query that sees all of it."""
+    if view.hidden is not None:
+        return True
+    limited = view.pads is not None or view.n > (view.window or math.inf)
+    return steps == 1 and view.n <= tile and not limited
 
 
-def _one_token(q: Tensor, view: View, tile: int) -> Tensor:
-    """Decoding: one softmax without a mask, [B, H_kv, 1, G, D] -> the same with V's dim."""
-    scores = q[:, :, 0] @ view.k.read(0, view.n).mT
-    weights = torch.exp2(scores - scores.amax(-1, keepdim=True))
-    return (weights @ view.v.read(0, view.n)).div_(weights.sum(-1, keepdim=True)).unsqueeze(2)
+def _at_once(q: Tensor, view: View, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One softmax over all keys: q [B, H_kv, T, G, D] -> out [..., padded D], total, high."""
+    scores = (q.flatten(2, 3) @ view.keys(0, view.n).mT).view(*q.shape[:-1], view.n)
+    if view.hidden is not None:
+        scores.masked_fill_(view.hidden, _HIDDEN)
+    high = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(high).exp2_()
+    out = weights.flatten(2, 3) @ view.v.read(0, view.n)
+    return out.view(*q.shape[:-1], -1), weights.sum(-1, keepdim=True), high
 
 
-def _tiled(q: Tensor, view: View, tile: int) -> Tensor:
+def _tiled(q: Tensor, view: View, tile: int) -> tuple[Tensor, Tensor, Tensor]:
     state = _OnlineSoftmax(q, view.v.padded_dim, view.window)
     first = view.n - q.shape[2]  # slot of the first query
     for k, v, start in view.tiles(tile):
         state.add(k, v, start - first, _padding(view, start, k.shape[2]))
-    return state.result()
+    return state.out, state.total, state.high
 
 
 def _pad(x: Tensor, dim: int) -> Tensor:
@@ -128,9 +172,6 @@ class _OnlineSoftmax:
         """The queries that see any of a tile: not the earlier ones, nor those a window later."""
         stop = min(self.q.shape[2], ahead + n_keys - 1 + self.window)
         return slice(max(0, ahead), int(stop))
-
-    def result(self) -> Tensor:
-        return self.out / self.total
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .retention import FullLayer, SharedLayer, SlidingLayer
+from .mixed import MixedLayer, Parts, Policy
+from .retention import FullLayer, SharedLayer, SlidingLayer, StoringLayer
 from .storage import LayerShape, PackedHeads, View, padded_head_dim
 
 
@@ -20,6 +21,8 @@ class KVCache:
 
     Rows of a batch share their positions; shorter prompts are padded on the left, `pads` tokens a
     row, which no query of that row sees. `k` and `v` name one format, or one for each layer.
+    `policy`: exact tokens and transformed keys, as a recipe has them (None: every token packed as
+    it comes). `start`: what rope calls the first token's position.
     Fields: k_format, v_format, max_tokens, offset (tokens held), pads (int64 [B] or None).
     Raises: ValueError for an unknown format, an unfit head, or more tokens than max_tokens.
     """
@@ -33,6 +36,8 @@ class KVCache:
         batch: int = 1,
         device="cpu",
         pads: Sequence[int] | None = None,
+        policy: Policy | None = None,
+        start: int = 0,
     ):
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, not {max_tokens}")
@@ -40,6 +45,7 @@ class KVCache:
             raise ValueError(f"pads {list(pads)}: {batch} counts below {max_tokens} are wanted")
         self.k_format, self.v_format, self.max_tokens = k, v, max_tokens
         self.shapes, self.batch, self.offset = shapes, batch, 0
+        self.policy, self.start = policy, start
         self.pads = torch.tensor(pads, device=device) if pads and any(pads) else None
         self.layers = []
         names = zip(shapes, _per_layer(k, len(shapes)), _per_layer(v, len(shapes)), strict=True)
@@ -49,8 +55,12 @@ class KVCache:
     def _layer(self, shape: LayerShape, k: str, v: str, device):
         if shape.donor is not None:
             return SharedLayer(self.layers[shape.donor])
-        kind = FullLayer if shape.window is None else SlidingLayer
-        return kind(shape, k, v, self.batch, self.max_tokens, device)
+        storage = (shape, k, v, self.batch, self.max_tokens, device)
+        if self.policy is not None:
+            transforms = self.policy.transforms
+            transform = transforms[len(self.layers)] if transforms else None
+            return MixedLayer(*storage, self.policy, transform, self.start)
+        return (FullLayer if shape.window is None else SlidingLayer)(*storage)
 
     def reserve(self, n: int) -> None:
         """Check that `n` more tokens fit, before any work starts."""
@@ -87,19 +97,26 @@ class KVCache:
 
     @property
     def k_nbytes(self) -> int:
-        return sum(layer.k.nbytes for layer in self._stored())
+        return self._nbytes("k")
 
     @property
     def v_nbytes(self) -> int:
-        return sum(layer.v.nbytes for layer in self._stored())
+        return self._nbytes("v")
+
+    def _nbytes(self, side: str) -> int:
+        return sum(heads.nbytes for layer in self._stored() for heads in layer.storage(side))
 
     def stored_bits(self) -> tuple[float, float]:
         """Measured bits per value of K and of V: storage bytes over the values it has room for."""
-        rows = [(layer.k.data.shape[:3].numel(), layer.k.head_dim) for layer in self._stored()]
-        values = sum(n * dim for n, dim in rows)
+        shapes = [
+            (layer.room, shape)
+            for layer, shape in zip(self.layers, self.shapes, strict=True)
+            if not isinstance(layer, SharedLayer)
+        ]
+        values = self.batch * sum(n * shape.n_kv_heads * shape.head_dim for n, shape in shapes)
         return 8 * self.k_nbytes / values, 8 * self.v_nbytes / values
 
-    def _stored(self) -> list[FullLayer | SlidingLayer]:
+    def _stored(self) -> list[StoringLayer | MixedLayer]:
         return [layer for layer in self.layers if not isinstance(layer, SharedLayer)]
 
 
@@ -117,7 +134,10 @@ __all__ = [
     "FullLayer",
     "KVCache",
     "LayerShape",
+    "MixedLayer",
     "PackedHeads",
+    "Parts",
+    "Policy",
     "SharedLayer",
     "SlidingLayer",
     "View",

@@ -6,7 +6,23 @@ from torch import Tensor
 from .storage import LayerShape, PackedHeads, View
 
 
-class FullLayer:
+class StoringLayer:
+    """What layers with keys and values of their own have in common: `k` and `v`, their storage."""
+
+    k: PackedHeads
+    v: PackedHeads
+
+    @property
+    def room(self) -> int:
+        """Tokens it has room for."""
+        return self.k.data.shape[2]
+
+    def storage(self, side: str) -> list[PackedHeads]:
+        """Everything held of side "k" or "v"."""
+        return [getattr(self, side)]
+
+
+class FullLayer(StoringLayer):
     """Retention: every token is kept, slot = position."""
 
     def __init__(self, shape: LayerShape, k: str, v: str, batch: int, max_tokens: int, device):
@@ -29,7 +45,7 @@ class FullLayer:
         """End the step."""
 
 
-class SlidingLayer:
+class SlidingLayer(StoringLayer):
     """Retention: a ring of the last `window` tokens, slot = position modulo window.
 
     A step's tokens wait beside the ring until `commit`: its first query still needs window - 1

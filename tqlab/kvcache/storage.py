@@ -1,7 +1,7 @@
 """Storage: how a head's values become bytes, and the tiles in which attention reads them back."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,9 @@ class View:
 
     Fields: first (position of slot 0); window (a query sees this many keys, itself included; None:
     all before it); pads (positions before pads[b] are padding in row b; None: no padding).
+    Of parts of a cache: hidden (bool [B or 1, 1, T, 1, n], all that is masked, in place of order,
+    window and pads); query, decode (a key transform's: queries [B, H_kv, N, D], decoded keys and
+    their first slot).
     """
 
     k: PackedHeads
@@ -103,9 +106,17 @@ class View:
     first: int = 0
     window: int | None = None
     pads: Tensor | None = None
+    hidden: Tensor | None = None
+    query: Callable[[Tensor], Tensor] | None = None
+    decode: Callable[[Tensor, int], Tensor] | None = None
+
+    def keys(self, start: int, stop: int) -> Tensor:
+        """Keys of slots start .. stop as queries meet them: float32 [B, H_kv, n, D']."""
+        k = self.k.read(start, stop)
+        return k if self.decode is None else self.decode(k, start)
 
     def tiles(self, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Yield (k, v, first slot): float32 [B, H_kv, <= size, padded D], rotated domain."""
         for start in range(0, self.n, size):
             stop = min(start + size, self.n)
-            yield self.k.read(start, stop), self.v.read(start, stop), start
+            yield self.keys(start, stop), self.v.read(start, stop), start

@@ -284,7 +284,11 @@ def test_turbo4_has_twice_the_error_of_the_optimum():
     assert fork / best > 1.9
 
 
-@pytest.mark.parametrize(("name", "bits"), [("turbo2", 2), ("turbo3", 3), ("turbo4_lm", 4)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("turbo2", 2), ("turbo3", 3), ("turbo4_lm", 4)]
+    + [(f"trellis{bits}{group}", bits) for bits in (2, 3, 4) for group in ("", "_h64")],
+)
 @pytest.mark.parametrize("kind", ["gauss", "student", "spike", "offset", "ties"])
 def test_turboquant_upper_bound(name, bits, kind):
     """Theorem 1, for any data: relative MSE <= sqrt(3) pi / 2 4^-bits."""
@@ -302,7 +306,7 @@ def test_fork_turbo4_breaks_the_upper_bound():
     assert error > 1.6 * codebook.turboquant_upper_bound(4)
 
 
-@pytest.mark.parametrize("name", ["turbo2", "turbo3", "turbo4", "turbo4_lm"])
+@pytest.mark.parametrize("name", [n for n in formats.names() if n.startswith(("turbo", "trellis"))])
 def test_norm_is_kept(name):
     """Norm correction: lengths survive up to fp16's rounding, half an ulp = 2^-11."""
     x = torch.from_numpy(draw("student", 9, 64 * 128)).view(64, 128)

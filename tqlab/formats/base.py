@@ -132,6 +132,22 @@ def reciprocal(d: Tensor, floor: float = 0.0) -> Tensor:
     return torch.where(d > floor, 1.0 / d, torch.zeros_like(d))
 
 
+TINY = 1e-10  # shorter vectors are stored as zero
+
+
+def directions(blocks: Tensor, length: float) -> tuple[Tensor, Tensor]:
+    """Norms, and every vector as a column of norm `length`: float32 [N, n] -> [N], [n, N]."""
+    columns = blocks.T.contiguous()
+    norm = square_root(serial_sum(columns * columns))
+    return norm, columns * (reciprocal(norm, TINY) * length)  # not in place: it may share blocks
+
+
+def corrected(norm: Tensor, codes: Tensor) -> Tensor:
+    """Norm correction, norm / |codes|: decoded vectors keep their length. [N], [n, N] -> [N]"""
+    length = square_root(serial_sum(codes * codes))
+    return torch.where(length > TINY, norm / length, norm)
+
+
 def square_root(x: Tensor) -> Tensor:
     """Correctly rounded float32 square root: torch's own on a CPU is off by an ulp at 522."""
     return x.sqrt() if x.device.type == "mps" else x.double().sqrt().float()

@@ -12,6 +12,7 @@ from .. import codebook as cb
 from .. import rotation as rot
 from ..packing import pack, unpack
 from .base import (
+    TINY,
     Format,
     bucket,
     bytes_half,
@@ -25,7 +26,6 @@ from .base import (
 
 _SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
 _ROUNDS = 6
-_TINY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TQ(Format):
         r = rot.rotate_columns(blocks.T.contiguous(), self.rotation)  # [32, N]
         halves = r.view(2, 16, -1)
         d = self._refine(halves, self._search(r))
-        index = self._index(halves, reciprocal(d, _TINY)).to(torch.uint8)
+        index = self._index(halves, reciprocal(d, TINY)).to(torch.uint8)
         codes = pack(index.view(32, -1), self.bits).T
         return torch.cat([half_bytes(d[0].contiguous()), half_bytes(d[1].contiguous()), codes], 1)
 
@@ -55,7 +55,7 @@ class TQ(Format):
         least = torch.full_like(rms[0], 1e30)
         for factor in _SCALES:
             d = rms * factor
-            values = lookup(self.table, self._index(halves, reciprocal(d, _TINY))) * d[:, None]
+            values = lookup(self.table, self._index(halves, reciprocal(d, TINY))) * d[:, None]
             error = serial_sum((r - values.view_as(r)).square_())
             better = error < least
             least = torch.where(better, error, least)
@@ -65,10 +65,10 @@ class TQ(Format):
     def _refine(self, halves, d):
         """Step 4: six rounds of least squares for each half, with its own indices."""
         for _ in range(_ROUNDS):
-            c = lookup(self.table, self._index(halves, reciprocal(d, _TINY)))
+            c = lookup(self.table, self._index(halves, reciprocal(d, TINY)))
             num = torch.stack([serial_sum(p) for p in halves * c])
             den = torch.stack([serial_sum(p) for p in c * c])
-            d = torch.where(den > _TINY, num / den, d)
+            d = torch.where(den > TINY, num / den, d)
         return d
 
     def indices(self, b):

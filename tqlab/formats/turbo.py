@@ -17,18 +17,16 @@ from .. import codebook as cb
 from .. import rotation as rot
 from ..packing import pack, unpack
 from .base import (
+    TINY,
     Format,
     bucket,
     bytes_half,
+    corrected,
+    directions,
     half_bytes,
     lookup,
-    reciprocal,
     rows_of,
-    serial_sum,
-    square_root,
 )
-
-_TINY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,10 @@ class Turbo(Format):
         return (self.block_size / 128) ** 0.5
 
     def _encode(self, blocks):
-        columns = blocks.T.contiguous()  # [block_size, N]
-        norm = square_root(serial_sum(columns * columns))
-        unit = columns * (reciprocal(norm, _TINY) * self._length)  # a lone block shares x's memory
-        rotated = rot.rotate_columns(unit, self.rotation)
-        index = bucket(rotated, self.thresholds)
+        norm, unit = directions(blocks, self._length)
+        index = bucket(rot.rotate_columns(unit, self.rotation), self.thresholds)
         out = torch.zeros(len(blocks), self.block_bytes, dtype=torch.uint8, device=blocks.device)
-        out[:, :2] = half_bytes(self._corrected(norm, index))
+        out[:, :2] = half_bytes(corrected(norm, lookup(self.table, index)))
         out[:, self.header :] = self._pack(index.to(torch.uint8)).T
         return out
 
@@ -61,23 +56,17 @@ class Turbo(Format):
     def _encode_few(self, blocks):
         x, (before, after) = blocks.T, _diagonals(self.rotation)
         norm = np.sqrt(np.add.accumulate(x * x)[-1])
-        inv = np.where(norm > _TINY, 1 / norm, np.float32(0)) * np.float32(self._length)
+        inv = np.where(norm > TINY, 1 / norm, np.float32(0)) * np.float32(self._length)
         rotated = rot.small_butterflies(x * inv * before) * after
         reached = rotated.reshape(-1) >= _column(self.thresholds)
         index = np.add.reduce(reached.view(np.uint8), 0, np.uint8).reshape(rotated.shape)
         codes = _column(self.table).ravel().take(index)
         length = np.sqrt(np.add.accumulate(codes * codes)[-1])
-        norm = np.where(length > _TINY, norm / length, norm)
+        norm = np.where(length > TINY, norm / length, norm)
         out = np.zeros((len(blocks), self.block_bytes), np.uint8)
         out[:, :2] = norm.astype(np.float16)[:, None].view(np.uint8)
         out[:, self.header :] = self._pack(index, np.concatenate).T
         return out
-
-    def _corrected(self, norm, index):
-        """Norm correction: decoded vectors keep the original length exactly (up to fp16)."""
-        codes = lookup(self.table, index)
-        length = square_root(serial_sum(codes.mul_(codes)))
-        return torch.where(length > _TINY, norm / length, norm)
 
     def _pack(self, index, cat=torch.cat):
         if self.bits != 3:

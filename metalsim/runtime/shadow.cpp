@@ -18,8 +18,8 @@ struct Access {
   int32_t pc;  // relative to this library
 };
 struct Cell {
-  Access write, read;  // `read` is the last one, `readers` says who else has read since the write
-  uint8_t readers;
+  Access write, read, far_read;  // `read` is the last one, `readers` says who else has read since
+  uint8_t readers;  // the write, and `far_read` is one of the farthest of them
   bool atomic;
 };
 struct Buffer {
@@ -127,22 +127,25 @@ static void report_race(const char* what, const char* memory, size_t byte, const
 // Adds this read to the summary of reads since the last write. OTHER_SIMDGROUPS and OTHER_LANES
 // speak of readers besides the last one that no barrier separates from it.
 static void note_read(Cell& cell, uint32_t me, Kind kind, const Access& now) {
-  uint8_t readers = 0;
+  uint8_t kept = 0, added = 0;
   if (cell.read.thread) {
     const uint32_t other = cell.read.thread - 1;
-    readers = cell.readers & OTHER_THREADGROUPS;
+    kept = cell.readers & OTHER_THREADGROUPS;
     if (!same_threadgroup(other, me)) {
-      readers |= OTHER_THREADGROUPS;
+      added = OTHER_THREADGROUPS;
     } else if (!before_threadgroup_barrier(cell.read, kind)) {
-      readers |= cell.readers & OTHER_SIMDGROUPS;
-      if (!same_simdgroup(other, me))
-        readers |= OTHER_SIMDGROUPS;
-      else if (!before_simdgroup_barrier(cell.read, me, kind))
-        readers |= (cell.readers & OTHER_LANES) | (other == me ? 0 : OTHER_LANES);
+      kept |= cell.readers & OTHER_SIMDGROUPS;
+      if (!same_simdgroup(other, me)) {
+        added = OTHER_SIMDGROUPS;
+      } else if (!before_simdgroup_barrier(cell.read, me, kind)) {
+        kept |= cell.readers & OTHER_LANES;
+        added = other == me ? 0 : OTHER_LANES;
+      }
     }
   }
+  if (added >= kept) cell.far_read = cell.read;
   cell.read = now;
-  cell.readers = readers;
+  cell.readers = kept | added;
 }
 static bool unordered_readers(const Cell& cell, uint32_t me, Kind kind) {
   if (!cell.read.thread) return false;
@@ -167,7 +170,8 @@ static void touch(Cell& cell, bool writes, bool atomic, Kind kind, const char* m
     return;
   }
   if (unordered_readers(cell, me, kind))
-    report_race("write after read", memory, byte, cell.read, me, kind, pc);
+    report_race("write after read", memory, byte,
+                ordered(cell.read, me, kind) ? cell.far_read : cell.read, me, kind, pc);
   cell.write = now;
   cell.read.thread = 0;
   cell.readers = 0;

@@ -6,6 +6,7 @@ no epochs: two accesses race iff they conflict and no barrier with the right fla
 """
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -58,19 +59,27 @@ def ordered(a: tuple, b: tuple, syncs: np.ndarray) -> bool:
     return any(s % 4 == flag and (s // 4 == 2 or (s // 4 == 1 and same_simdgroup)) for s in between)
 
 
-def races(steps: np.ndarray, syncs: np.ndarray) -> bool:
-    """Whether any two accesses to one cell, one of them a write, are unordered."""
+def races(steps: np.ndarray, syncs: np.ndarray) -> set[frozenset[int]]:
+    """The pairs of threads with unordered accesses to one cell, one of them a write."""
     accesses = [
         (t, p, steps[t, p] // 8, steps[t, p] % 8)
         for t in ACTORS
         for p in range(PHASES)
         if steps[t, p] >= 8
     ]
-    for a, b in itertools.combinations(accesses, 2):
-        same_place = a[3] == b[3] and (a[3] < 4 or a[0] // GROUP == b[0] // GROUP)
-        if same_place and 2 in (a[2], b[2]) and not ordered(a, b, syncs):
-            return True
-    return False
+    return {
+        frozenset((a[0], b[0]))
+        for a, b in itertools.combinations(accesses, 2)
+        if a[3] == b[3] and (a[3] < 4 or a[0] // GROUP == b[0] // GROUP)
+        if 2 in (a[2], b[2]) and not ordered(a, b, syncs)
+    }
+
+
+def named(findings: list[metalsim.Finding]) -> set[frozenset[int]]:
+    """The pairs of threads that messages blame."""
+    number = re.compile(r"threadgroup (\d+) thread (\d+)")
+    pairs = [number.findall(f.message) for f in findings]
+    return {frozenset(int(g) * GROUP + int(t) for g, t in pair) for pair in pairs}
 
 
 def random_program(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -94,16 +103,18 @@ def test_checker_agrees_with_the_oracle(compiler):
         expected = races(steps, syncs)
         cells, sink = np.zeros(4, np.int32), np.zeros(GROUP * GROUPS, np.int32)
         phases = np.array([PHASES], np.int32)
-        kinds: set[str] = set()
+        findings: list[metalsim.Finding] = []
         try:
             library.program(
                 cells, steps, syncs, sink, phases, threads=GROUP * GROUPS, group_size=GROUP
             )
         except metalsim.Diagnostics as caught:
-            kinds = caught.kinds
-        assert kinds <= {"race", "wrong memory flag"}
-        assert bool(kinds) == expected, f"program {seed}: {kinds}\n{steps[ACTORS]}\n{syncs}"
-        verdicts.append(expected)
+            findings = caught.findings
+        program = f"program {seed}: {findings}\n{steps[ACTORS]}\n{syncs}"
+        assert {f.kind for f in findings} <= {"race", "wrong memory flag"}
+        assert bool(findings) == bool(expected), program
+        assert named(findings) <= expected, program
+        verdicts.append(bool(expected))
     assert 0.2 < np.mean(verdicts) < 0.8  # both answers were tried
 
 
@@ -112,6 +123,6 @@ def test_the_oracle_tells_order_from_disorder(seed):
     steps = np.zeros((GROUP * GROUPS, PHASES), np.int32)
     steps[0, 0], steps[32, 1] = 2 * 8 + 5, 1 * 8 + 5
     syncs = np.zeros(PHASES, np.int32)
-    assert races(steps, syncs)
+    assert races(steps, syncs) == {frozenset((0, 32))}
     syncs[0] = [2 * 4 + 2, 2 * 4 + 1, 1 * 4 + 2][seed]
-    assert races(steps, syncs) == (seed > 0)
+    assert bool(races(steps, syncs)) == (seed > 0)

@@ -68,19 +68,22 @@ struct q8_0 {
     return load4((device const char*)(block + 2) + 4 * q);
   }
 };
-struct turbo2 {
-  enum { BLOCK = 128, BYTES = 34 };
+// Turbo blocks hold N = 128 or 64 values.
+template <int N>
+struct turbo2_of {
+  enum { BLOCK = N, BYTES = 2 + N / 4 };
   static float scale(device const uchar* block) { return float(*(device const half*)block); }
   static float4 quad(device const uchar* block, uint q) {
     return look_up<2>(TABLE_TURBO2, block[2 + q]);
   }
 };
-struct turbo3 {
-  enum { BLOCK = 128, BYTES = 50 };
+template <int N>
+struct turbo3_of {
+  enum { BLOCK = N, BYTES = 2 + 3 * N / 8, TOP = 2 + N / 4 };
   static float scale(device const uchar* block) { return float(*(device const half*)block); }
   // Two low bits of each index, and the top bits elsewhere.
   static float4 quad(device const uchar* block, uint q) {
-    const uint low = block[2 + q], top = uint(block[34 + (q >> 1)]) >> 4 * (q & 1);
+    const uint low = block[2 + q], top = uint(block[TOP + (q >> 1)]) >> 4 * (q & 1);
     const uint4 index = (uint4(low) >> uint4(0, 2, 4, 6) & uint4(3)) |
                         (uint4(top) >> uint4(0, 1, 2, 3) & uint4(1)) << 2;
     return float4(TABLE_TURBO3[index.x], TABLE_TURBO3[index.y], TABLE_TURBO3[index.z],
@@ -94,10 +97,17 @@ struct turbo4 {
     return look_up<4>(TABLE_TURBO4, ((device const ushort*)(block + 4))[q]);
   }
 };
-struct turbo4_lm {
-  enum { BLOCK = 128, BYTES = 66 };
+template <int N>
+struct turbo4_lm_of {
+  enum { BLOCK = N, BYTES = 2 + N / 2 };
   static float scale(device const uchar* block) { return float(*(device const half*)block); }
   static float4 quad(device const uchar* block, uint q) {
     return look_up<4>(TABLE_TURBO4_LM, ((device const ushort*)(block + 2))[q]);
   }
 };
+typedef turbo2_of<128> turbo2;
+typedef turbo3_of<128> turbo3;
+typedef turbo4_lm_of<128> turbo4_lm;
+typedef turbo2_of<64> turbo2_h64;
+typedef turbo3_of<64> turbo3_h64;
+typedef turbo4_lm_of<64> turbo4_lm_h64;

@@ -11,6 +11,7 @@ constant constexpr uint SIGNS_32 = 0x696B4B4A;
 constant uint SIGNS_128_BEFORE[4] = {0xE46A0359, 0x42F85949, 0xA4C63BBB, 0x49F250A9};
 constant uint SIGNS_128_AFTER[4] = {0x16ACEE90, 0x3F628FDC, 0xB7A5357A, 0xBEA56562};
 constant constexpr float SCALE_32 = 0.17677669529663688f;   // 1 / sqrt(32)
+constant constexpr float SCALE_64 = 0.125f;                 // 1 / sqrt(64)
 constant constexpr float SCALE_128 = 0.08838834764831845f;  // 1 / sqrt(128)
 
 // `value` with its sign changed where bit `i` of the mask is set; the same for four in a row.
@@ -57,26 +58,35 @@ inline float hadamard_32(float v, ushort lane) {
   for (ushort h = 1; h < 32; h <<= 1) v = stage(v, h, lane);
   return v;
 }
-// 128 values, four consecutive ones a lane.
-inline float4 hadamard_128(float4 v, ushort lane) {
+// N = 128 or 64 values, four consecutive ones a lane: a simdgroup transforms one group or two.
+template <int N>
+inline float4 hadamard_quads(float4 v, ushort lane) {
   v = float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
   v = float4(v.x + v.z, v.y + v.w, v.x - v.z, v.y - v.w);
-  for (ushort h = 1; h < 32; h <<= 1) v = stage(v, h, lane);
+  for (ushort h = 1; h < N / 4; h <<= 1) v = stage(v, h, lane);
   return v;
 }
 
-// ---- rotations of one group by one simdgroup, every lane active ---------------------------------
+// ---- rotations of a group, every lane of the simdgroup active -----------------------------------
 inline float rotate_32(float v, ushort lane) {
   return hadamard_32(flip(v, SIGNS_32, lane), lane) * SCALE_32;
 }
 inline float unrotate_32(float v, ushort lane) {
   return flip(hadamard_32(v, lane) * SCALE_32, SIGNS_32, lane);
 }
-inline float4 rotate_128(float4 v, ushort lane) {
-  return flip4(hadamard_128(flip4(v, SIGNS_128_BEFORE, lane), lane) * SCALE_128, SIGNS_128_AFTER,
-               lane);
+// 64 values take the first 64 signs.
+template <int N>
+inline float4 between_signs(float4 v, constant const uint* before, constant const uint* after,
+                            ushort lane) {
+  const ushort place = lane & (N / 4 - 1);
+  const float4 mixed = hadamard_quads<N>(flip4(v, before, place), lane);
+  return flip4(mixed * (N == 64 ? SCALE_64 : SCALE_128), after, place);
 }
-inline float4 unrotate_128(float4 v, ushort lane) {
-  return flip4(hadamard_128(flip4(v, SIGNS_128_AFTER, lane), lane) * SCALE_128, SIGNS_128_BEFORE,
-               lane);
+template <int N>
+inline float4 rotate_kv(float4 v, ushort lane) {
+  return between_signs<N>(v, SIGNS_128_BEFORE, SIGNS_128_AFTER, lane);
+}
+template <int N>
+inline float4 unrotate_kv(float4 v, ushort lane) {
+  return between_signs<N>(v, SIGNS_128_AFTER, SIGNS_128_BEFORE, lane);
 }

@@ -42,7 +42,7 @@ def test_opcheck_of_the_shader_path():
     [
         (lambda: ops.wht(X.double(), "wht32"), "x must be float32, float16, bfloat16, not float64"),
         (lambda: ops.wht(X.T, "wht32"), "x must be contiguous, not strided"),
-        (lambda: ops.wht(X, "wht64"), "rotation is wht32 or wht128, not 'wht64'"),
+        (lambda: ops.wht(X, "wht256"), "rotation is one of .*wht128, not 'wht256'"),
         (lambda: ops.wht(X[:, :100].contiguous(), "wht32"), "x: wht32 needs a multiple of 32.*100"),
         (lambda: ops.wht(torch.tensor(1.0), "wht32"), "x must have at least one axis"),
         (lambda: ops.quantize_rows(X, "turbo5"), "unknown format 'turbo5'; known"),
@@ -92,6 +92,8 @@ def test_formats_without_a_shader_take_the_reference():
     with metal.simulate("sim"):
         packed = ops.quantize_rows(X, "bf16")
         assert torch.equal(ops.dequantize_rows(packed, "bf16"), X.bfloat16().float())
+        fmt = formats.get("trellis3")  # packed by the reference, unpacked by a shader
+        assert torch.equal(ops.quantize_rows(X, "trellis3"), fmt.quantize(X))
 
 
 # ---- which path runs

@@ -35,6 +35,8 @@ def expected() -> dict[str, np.ndarray]:
     for name in ("turbo2", "turbo3", "turbo4", "turbo4_lm"):
         tables[f"TABLE_{name.upper()}"] = formats.get(name).table
         tables[f"STEPS_{name.upper()}"] = formats.get(name).thresholds
+    for bits in (2, 3, 4):
+        tables[f"TABLE_TRELLIS{bits}"] = formats.trellis.table(bits).numpy()
     masks = {
         "SIGNS_128_BEFORE": rotation._S1_128,
         "SIGNS_128_AFTER": rotation._S2_128,
@@ -56,11 +58,16 @@ def test_signs_32():
     assert (mask,) == rotation._T_32
 
 
-@pytest.mark.parametrize(("name", "n"), [("SCALE_32", 32), ("SCALE_128", 128)])
-def test_scale(name, n):
-    (value,) = (v for text in texts() for k, v in SCALAR.findall(text) if k == name)
+@pytest.mark.parametrize("n", [32, 64, 128])
+def test_scale(n):
+    (value,) = (v for text in texts() for k, v in SCALAR.findall(text) if k == f"SCALE_{n}")
     last = rotation._signs(f"wht{n}", torch.device("cpu"))[1].abs()
     assert np.float32(value) == last.max().item() == last.min().item()
+
+
+def test_length_of_64_values():
+    (value,) = (v for text in texts() for k, v in SCALAR.findall(text) if k == "LENGTH_64")
+    assert np.float32(value) == np.float32(formats.get("turbo3_h64")._length)
 
 
 def test_shaders_are_ascii_and_say_what_they_do():

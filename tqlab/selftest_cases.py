@@ -10,13 +10,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from . import formats
+from . import formats, ops
 from .formats import Format
 from .kvcache import padded_head_dim
 from .rotation import rotate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KV = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "q8_0", "q4_0")
+KV, UNPACKED = ops.rows.QUANTIZED, ops.rows.DEQUANTIZED
 TQ = ("tq3_1s", "tq4_1s")
 CACHE = ("f16", "q8_0", "turbo2", "turbo3", "turbo4", "turbo4_lm")
 _MATMUL_NMSE = 5e-4  # spec kernels 1: what test-backend-ops allows a matrix product
@@ -53,8 +53,8 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def wht(quick: bool) -> Iterator[Case]:
-    """Both rotations, both ways."""
-    for rotation, n in (("wht32", 32), ("wht128", 128)):
+    """Every rotation, both ways."""
+    for rotation, n in (("wht32", 32), ("wht64", 64), ("wht128", 128)):
         for dtype in DTYPES:
             for inverse in (False, True):
                 for rows in _counts(quick):
@@ -88,7 +88,7 @@ def _awkward(x: Tensor) -> Tensor:
 
 def dequantize_rows(quick: bool) -> Iterator[Case]:
     """Every packed format, both domains, all output types."""
-    for name in (*KV, *TQ):
+    for name in (*UNPACKED, *TQ):
         for dtype in DTYPES:
             for rotated in (False, True) if formats.get(name).rotation else (False,):
                 for rows in _counts(quick):

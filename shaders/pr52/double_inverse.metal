@@ -15,7 +15,7 @@ kernel void combine(device const float4* part [[buffer(0)]],
   for (int s = 0; s < splits; ++s)
     sum += weights[int(row) * splits + s] * part[(int(row) * splits + s) * 32 + lane];
 #ifndef FIXED
-  sum = unrotate_128(sum, lane);
+  sum = unrotate_kv<128>(sum, lane);
 #endif
   y[row * 32 + lane] = sum;
 }

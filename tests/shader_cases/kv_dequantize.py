@@ -3,12 +3,12 @@
 import torch
 
 from tqlab import formats, ops
+from tqlab.ops.rows import DEQUANTIZED
 
 from . import DTYPES, case
-from .kv_quantize import FORMATS
 
 
-def packed(format: str, blocks: int = 5) -> torch.Tensor:
+def packed(format: str, blocks: int = 7) -> torch.Tensor:
     """Random codes with finite, different scales: uint8 [blocks * block_bytes]."""
     fmt = formats.get(format)
     generator = torch.Generator().manual_seed(11)
@@ -26,5 +26,6 @@ def dequantizes(format: str, dtype: torch.dtype, rotated: bool) -> None:
     assert torch.equal(got, expected), f"off by {(got - expected).abs().max()}"
 
 
-CASES = [case(dequantizes, f, dtype, False) for f in FORMATS for dtype in DTYPES]
-CASES += [case(dequantizes, f, torch.float32, True) for f in FORMATS if f.startswith("turbo")]
+ROTATED = [f for f in DEQUANTIZED if formats.get(f).rotation]
+CASES = [case(dequantizes, f, dtype, False) for f in DEQUANTIZED for dtype in DTYPES]
+CASES += [case(dequantizes, f, torch.float32, True) for f in ROTATED]

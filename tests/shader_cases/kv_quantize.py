@@ -3,10 +3,9 @@
 import torch
 
 from tqlab import formats, ops
+from tqlab.ops.rows import QUANTIZED
 
 from . import DTYPES, case, gaussian
-
-FORMATS = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "q8_0", "q4_0")
 
 
 def awkward(n: int) -> torch.Tensor:
@@ -61,5 +60,12 @@ def order_of_sums(format: str) -> None:
     quantizes(format, gaussian(40000, 128, seed=1)[rows])
 
 
-CASES = [case(ordinary, f, dtype) for f in FORMATS for dtype in DTYPES]
-CASES += [case(edges, f) for f in FORMATS] + [case(order_of_sums, "turbo2")]
+def both_halves(format: str) -> None:
+    """A simdgroup takes two blocks of 64: neighbours a thousand times longer show a mix-up."""
+    size = torch.tensor([1.0, 1e3, 1.0, 1e-3, 1.0])[:, None]
+    quantizes(format, gaussian(5, 64, seed=6) * size)
+
+
+CASES = [case(ordinary, f, dtype) for f in QUANTIZED for dtype in DTYPES]
+CASES += [case(edges, f) for f in QUANTIZED] + [case(order_of_sums, "turbo2")]
+CASES += [case(both_halves, f) for f in QUANTIZED if f.endswith("_h64")]

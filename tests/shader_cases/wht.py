@@ -22,7 +22,7 @@ def rotates(rotation: str, dtype: torch.dtype, inverse: bool) -> None:
 
 CASES = [
     case(rotates, rotation, dtype, inverse)
-    for rotation in ("wht32", "wht128")
+    for rotation in ("wht32", "wht64", "wht128")
     for dtype in DTYPES
     for inverse in (False, True)
 ]

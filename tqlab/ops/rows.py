@@ -10,7 +10,7 @@ from .base import FLOATS, check, check_tensor, define
 
 # ---- wht: rotate groups of the last axis
 def wht(x: Tensor, rotation: str, inverse: bool = False) -> Tensor:
-    """Signed Walsh-Hadamard rotation ("wht32" or "wht128") of every group of the last axis.
+    """Signed Walsh-Hadamard rotation ("wht32", "wht64", "wht128") of every group of the last axis.
 
     Shapes: float32, float16 or bfloat16 [..., n], n % group == 0 -> the same, computed in float32
     Error: float32 equals rotation.rotate bit for bit without FMA contraction; else one rounding.
@@ -21,7 +21,8 @@ def wht(x: Tensor, rotation: str, inverse: bool = False) -> Tensor:
 
 def _wht_fake(x, rotation, inverse=False):
     check_tensor("x", x, FLOATS)
-    check(rotation in ("wht32", "wht128"), f"rotation is wht32 or wht128, not {rotation!r}")
+    known = ("wht32", "wht64", "wht128")
+    check(rotation in known, f"rotation is one of {', '.join(known)}, not {rotation!r}")
     n = rotations.group_size(rotation)
     check(x.dim() > 0, "x must have at least one axis")
     check(x.shape[-1] % n == 0, f"x: {rotation} needs a multiple of {n} values, got {x.shape[-1]}")
@@ -30,15 +31,25 @@ def _wht_fake(x, rotation, inverse=False):
 
 def _wht_shader(out, x, rotation, inverse=False):
     n = rotations.group_size(rotation)
+    groups, lanes = x.numel() // n, n if n == 32 else n // 4
     kernel = f"wht{'_inverse' if inverse else ''}_{metal.dtype_name(x.dtype)}_{n}"
-    metal.launch("wht", kernel, x, out, threads=x.numel() // n * metal.LANES)
+    sizes = [] if n == 32 else [groups]
+    metal.launch("wht", kernel, x, out, *sizes, threads=_simdgroups(groups * lanes))
+
+
+def _simdgroups(threads: int) -> int:
+    """Threads of a grid of whole simdgroups."""
+    return -(-threads // metal.LANES) * metal.LANES
 
 
 wht = define(wht, fake=_wht_fake, shader=_wht_shader, shaders=("wht",))
 
 
 # ---- quantize_rows: pack the last axis
-_QUANTIZED = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "q8_0", "q4_0")  # by a shader
+_TURBO = ("turbo2", "turbo3", "turbo4", "turbo4_lm", "turbo2_h64", "turbo3_h64", "turbo4_lm_h64")
+_TRELLIS = tuple(f"trellis{bits}{heads}" for bits in (2, 3, 4) for heads in ("", "_h64"))
+QUANTIZED = (*_TURBO, "q8_0", "q4_0")  # by a shader; every other format by its reference
+DEQUANTIZED = (*QUANTIZED, *_TRELLIS)  # alike
 
 
 def quantize_rows(x: Tensor, format: str) -> Tensor:
@@ -47,6 +58,7 @@ def quantize_rows(x: Tensor, format: str) -> Tensor:
     Shapes: float32, float16 or bfloat16 [..., n], n % block_size == 0 -> uint8 [..., nbytes(n)]
     Error: the reference's bytes without FMA contraction; with it at most 0.02 % of blocks differ,
     by a borderline index (spec formats).
+    Formats outside QUANTIZED (floats, tq, trellis) are packed by the reference on every device.
     """
     return formats.get(format).quantize(x)
 
@@ -61,12 +73,14 @@ def _quantize_fake(x, format):
 
 
 def _quantize_shader(out, x, format):
-    if format not in _QUANTIZED:
-        out.copy_(formats.get(format).quantize(x))
+    fmt = formats.get(format)
+    if format not in QUANTIZED:
+        out.copy_(fmt.quantize(x))
     elif x.numel():
-        blocks = x.numel() // formats.get(format).block_size
+        blocks = x.numel() // fmt.block_size
+        lanes, sizes = (fmt.block_size // 4, [blocks]) if fmt.rotation else (fmt.block_size, [])
         kernel = f"quantize_{format}_{metal.dtype_name(x.dtype)}"
-        metal.launch("kv_quantize", kernel, x, out, threads=blocks * metal.LANES)
+        metal.launch("kv_quantize", kernel, x, out, *sizes, threads=_simdgroups(blocks * lanes))
 
 
 quantize_rows = define(
@@ -82,6 +96,7 @@ def dequantize_rows(
 
     Shapes: uint8 [..., nbytes(n)] -> float32, float16 or bfloat16 [..., n]
     Error: equals the reference bit for bit without FMA contraction.
+    Formats outside DEQUANTIZED (floats) are unpacked by the reference on every device.
     """
     return formats.get(format).dequantize(b, rotated).to(dtype)
 
@@ -111,7 +126,7 @@ def _dequantize_shader(out, b, format, rotated=False, dtype=torch.float32):
     fmt = formats.get(format)
     if not out.numel():
         return
-    if format not in (*_QUANTIZED, *_ROWS):
+    if format not in (*DEQUANTIZED, *_ROWS):
         out.copy_(fmt.dequantize(b, rotated))
     elif format in _ROWS:
         blocks = b.numel() // fmt.block_bytes
@@ -119,8 +134,10 @@ def _dequantize_shader(out, b, format, rotated=False, dtype=torch.float32):
         _launch_rows(out, b, ids, format, blocks, rotated)
     else:
         kernel = f"dequantize_{format}_{metal.dtype_name(dtype)}"
-        extra = [int(not rotated)] if fmt.rotation else []
-        metal.launch("kv_dequantize", kernel, b, out, *extra, threads=out.numel() // 4)
+        blocks, sizes, threads = b.numel() // fmt.block_bytes, [], out.numel() // 4
+        if fmt.rotation:
+            sizes, threads = [[blocks, int(not rotated)]], _simdgroups(threads)
+        metal.launch("kv_dequantize", kernel, b, out, *sizes, threads=threads)
 
 
 dequantize_rows = define(

@@ -65,14 +65,15 @@ def find_kernels(tokens: list[Token]) -> tuple[list[Kernel], list[tuple[int, int
     bodies: list[tuple[int, int]] = []
     i = 0
     while i < len(tokens):
-        if tokens[i].text == "template" and (host := _host_name(tokens, after(tokens, i))):
+        following = _attribute(tokens, after(tokens, i)) if tokens[i].text == "template" else ""
+        if host := _host_name(following):
             i = _take_instantiation(tokens, i, host, kernels)
         elif _is_kernel_keyword(tokens, i):
             signature, is_template, body = _take_kernel(tokens, i)
             signatures[signature.call] = signature
             bodies.append(body)
             if not is_template:
-                kernels.append(Kernel(signature.call, signature.call))
+                kernels.append(Kernel(signature.host_name, signature.call))
         i += 1
     for kernel in kernels:
         signature = signatures.get(_base_name(kernel.call))
@@ -94,11 +95,13 @@ def _blank(tokens: list[Token], start: int, end: int) -> None:
 
 
 # ---- template [[host_name("x")]] kernel void f<T>(...); ----------------------------------------
-def _host_name(tokens: list[Token], i: int) -> str:
-    if i >= len(tokens) or tokens[i].text != "[[":
-        return ""
-    attribute = text_of(tokens[i : closing(tokens, i) + 1])
-    match = re.search(r"host_name\s*\((.*)\)", attribute, re.S)
+def _attribute(tokens: list[Token], i: int) -> str:
+    has_one = i < len(tokens) and tokens[i].text == "[["
+    return text_of(tokens[i : closing(tokens, i) + 1]) if has_one else ""
+
+
+def _host_name(attributes: str) -> str:
+    match = re.search(r"host_name\s*\((.*?)\)", attributes, re.S)
     return "".join(re.findall(r'"((?:\\.|[^"\\])*)"', match.group(1))) if match else ""
 
 
@@ -126,16 +129,15 @@ def _is_kernel_keyword(tokens: list[Token], i: int) -> bool:
 
 
 def _take_kernel(tokens: list[Token], i: int) -> tuple[Kernel, bool, tuple[int, int]]:
-    is_template = tokens[before(tokens, i)].text in (">", ">>")
+    first = _first_attribute(tokens, i)
+    is_template = tokens[before(tokens, first)].text in (">", ">>")
     end = closing(tokens, i) if tokens[i].text == "[[" else i
+    at = after(tokens, end)
+    while tokens[at].text == "[[":
+        at = after(tokens, closing(tokens, at))
+    attributes = text_of(tokens[first:at])
     _blank(tokens, i, end)
     tokens[i].kind, tokens[i].text = "name", "MSL_KERNEL"
-    at = after(tokens, end)
-    max_threads = MAX_THREADS
-    while tokens[at].text == "[[":
-        last = closing(tokens, at)
-        max_threads = min(max_threads, _thread_limit(text_of(tokens[at : last + 1])))
-        at = after(tokens, last)
     if tokens[at].text != "void":
         raise fail(tokens, at, f"a kernel returns void, not {tokens[at].text}")
     name = after(tokens, at)
@@ -143,14 +145,24 @@ def _take_kernel(tokens: list[Token], i: int) -> tuple[Kernel, bool, tuple[int, 
     end = closing(tokens, opening)
     brace = after(tokens, end)
     body = (brace, closing(tokens, brace)) if tokens[brace].text == "{" else (brace, brace)
-    kernel = Kernel(tokens[name].text, tokens[name].text, max_threads=max_threads)
+    call = tokens[name].text
+    kernel = Kernel(_host_name(attributes) or call, call, max_threads=_thread_limit(attributes))
     kernel.parameters = _parameters(tokens, opening, end)
     return kernel, is_template, body
 
 
-def _thread_limit(attribute: str) -> int:
-    match = re.search(r"max_total_threads_per_threadgroup\s*\(\s*(\d+)", attribute)
-    return int(match.group(1)) if match else MAX_THREADS
+def _first_attribute(tokens: list[Token], i: int) -> int:
+    """Where the run of attributes that ends before token `i` begins; `i` without any."""
+    while (last := before(tokens, i)) >= 0 and tokens[last].text == "]]":
+        i = last
+        while tokens[i].text != "[[":
+            i -= 1
+    return i
+
+
+def _thread_limit(attributes: str) -> int:
+    match = re.search(r"max_total_threads_per_threadgroup\s*\(\s*(\d+)", attributes)
+    return min(MAX_THREADS, int(match.group(1))) if match else MAX_THREADS
 
 
 def _parameters(tokens: list[Token], opening: int, end: int) -> list[Parameter]:

@@ -16,6 +16,7 @@ from ._toolchain import PACKAGE, find_compiler, preprocess
 from ._translate import translate_source
 
 _SPACED = re.compile(r"device|constant|threadgroup|address_space|annotate_type|msl_thread|MSL_AS_")
+_BOUNDS = re.compile(r"\[[^\[\]]*\]")  # may hold a product
 _CASTS = ("CStyleCastExpr", "CXXReinterpretCastExpr")
 _DECLARATIONS = ("ParmVarDecl", "VarDecl", "FieldDecl")
 _ERROR = re.compile(r"^(.+?:\d+):\d+: (?:fatal )?error: (.*)$", re.M)
@@ -119,11 +120,12 @@ class _Walker:
         return ""
 
     def _unspaced(self, node: dict[str, Any], type_name: str, line: int) -> bool:
-        if not re.search(r"[*&]", type_name) or re.search(r"[(]|\bauto\b", type_name):
+        bare = _BOUNDS.sub("", type_name)
+        if not re.search(r"[*&]", bare) or re.search(r"[(][^*&]|[)][(]|\bauto\b", bare):
             return False
         if _SPACED.search(type_name):
             return False
         # clang drops the annotation from some spelled types: look for `thread` in the source.
         text = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
         name = re.escape(node.get("name", ""))
-        return not re.search(rf"\bthread\b[^;,(){{}}]*\b{name}\b", text)
+        return not re.search(rf"\bthread\b[^;,(){{}}]*(?:\(\s*[*&]\s*)?\b{name}\b", text)

@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from ._lexer import Token, after, closing, text_of, tokenize
+from ._lexer import Token, after, before, closing, text_of, tokenize
 from ._signatures import Kernel, Parameter, fail, find_kernels
 
 SPACES = ("device", "constant", "thread", "threadgroup")
@@ -82,11 +82,20 @@ class _Rewriter:
             return self._constant_declaration(i)
         if name in SPACES:
             self.out.append(f"MSL_AS_{name}")
-        elif self.backend == "strict" and following == "(" and _VECTOR.fullmatch(name):
+        elif self.backend == "strict" and _VECTOR.fullmatch(name) and self._constructs(i):
             self.out.append(f"msl_make<{name}>")
         else:
             self.out.append(name)
         return i + 1
+
+    def _constructs(self, i: int) -> bool:
+        """Whether the vector type at `i` is called: not so in thread float4 (&a)[2]."""
+        opening = after(self.tokens, i)
+        if opening >= len(self.tokens) or self.tokens[opening].text != "(":
+            return False
+        first = self.tokens[after(self.tokens, opening)].text
+        qualified = self.tokens[before(self.tokens, i)].text in (*SPACES, "const", "volatile")
+        return not (first == "&" or (first == "*" and qualified))
 
     def _declares(self, i: int) -> bool:
         """Whether the address space at `i` qualifies an object rather than a pointee."""

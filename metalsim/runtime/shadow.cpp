@@ -17,9 +17,9 @@ struct Access {
   uint32_t threadgroup_count, simdgroup_count;
   int32_t pc;  // relative to this library
 };
-struct Cell {
-  Access write, read, far_read;  // `read` is the last one, `readers` says who else has read since
-  uint8_t readers;  // the write, and `far_read` is one of the farthest of them
+struct Cell {  // `read` is the last one since the write
+  Access write, read, far_read;
+  uint8_t readers;  // who else has read since; `far_read` is one of the farthest of them
   bool atomic;
 };
 struct Buffer {

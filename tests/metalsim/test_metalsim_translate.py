@@ -89,6 +89,21 @@ def test_signatures():
     assert _signatures.Kernel.from_json(kernels[0].to_json()) == kernels[0]
 
 
+def test_attributes_before_the_kernel_keyword():
+    source = """template <typename T>
+    [[max_total_threads_per_threadgroup(64)]] kernel void f(device T* x) {}
+    template [[host_name("f_int")]] kernel void f<int>(device int*);
+    [[host_name("named")]] [[max_total_threads_per_threadgroup(32)]] [[kernel]]
+    void g(device int* x) {}
+    [[kernel, max_total_threads_per_threadgroup(96)]] void h(device int* x) {}"""
+    kernels, _ = _signatures.find_kernels(_lexer.tokenize(source))
+    assert [(k.host_name, k.call, k.max_threads) for k in kernels] == [
+        ("f_int", "f<int>", 64),
+        ("named", "g", 32),
+        ("h", "h", 96),
+    ]
+
+
 # ---- source lines ------------------------------------------------------------------------------
 def test_calls_of_checks_get_the_line_of_the_last_loc():
     assembly = (
@@ -135,6 +150,32 @@ def test_strict_refuses_what_lacks_an_address_space(compiler):
     errors = metalsim.strict_check(BAD, "bad.metal")
     lines = {int(re.match(r"bad\.metal:(\d+): error: ", e).group(1)) for e in errors}
     assert lines == {n for n, text in enumerate(BAD.split("\n"), 1) if "// refused" in text}
+
+
+def test_strict_tells_references_to_arrays_apart(compiler):
+    """By their address space, whatever the bounds hold."""
+    source = """using namespace metal;
+constant constexpr int N = 2;
+template <int M>
+float sum(thread float4 (&a)[N][M], thread const float (*p)[M * 2]) {
+  float4 b[N * M];
+  b[0] = float4(*p[0]);
+  return a[0][0].x + b[0].y;
+}
+float bare4(float4 (&a)[N][3]) { return a[0][0].x; }  // refused
+float one(thread float (&a)[N * 3]) { return a[0]; }
+float bare1(float (&a)[N * 3]) { return a[0]; }  // refused
+kernel void k(device float* x, uint i [[thread_position_in_grid]]) {
+  float4 a[N][3];
+  float b[N * 3], c[2][N * 3];
+  threadgroup float t[N * 4][2];
+  threadgroup float (&r)[2] = t[0];
+  x[i] = sum<3>(a, c) + one(b) + bare4(a) + bare1(b) + r[0];
+}
+"""
+    errors = metalsim.strict_check(source, "a.metal")
+    lines = {int(re.match(r"a\.metal:(\d+): error: ", e).group(1)) for e in errors}
+    assert lines == {n for n, text in enumerate(source.split("\n"), 1) if "// refused" in text}
 
 
 def test_strict_refuses_threadgroup_variables_outside_kernels(compiler):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tqlab import device, formats
 from tqlab.cli import main
 
 TEXT = "hello wor 12 " * 60
@@ -60,6 +61,17 @@ def test_doctor_says_what_is_here(run):
     assert set(report["devices"]) == {"mps", "cuda"}
     assert report["auto_device"] in ("mps", "cuda", "cpu")
     assert {"wht", "kv_quantize", "tq_matvec"} <= set(report["shaders"])
+
+
+@pytest.mark.skipif(device.pick().type != "cpu", reason="the engine of this device is not chosen")
+def test_doctor_says_which_formats_attention_reads_in_shaders(run, monkeypatch):
+    monkeypatch.setenv("TQLAB_METAL", "sim")
+    report = json.loads(run("doctor", "--json")[1])["attention"]
+    assert {"q8_0", "turbo3", "turbo4"} <= set(report["shaders"])
+    assert {"f32", "q4_0"} <= set(report["torch"])
+    monkeypatch.delenv("TQLAB_METAL")
+    report = json.loads(run("doctor", "--json")[1])["attention"]
+    assert report == {"shaders": [], "torch": list(formats.names())}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import data, device, formats, metal, tables
+from . import attention, data, device, formats, metal, tables
 from .convert import convert_hf
 from .generate import Run, Sampling
 from .metrics import perplexity
@@ -54,12 +54,20 @@ def doctor(args) -> dict:
         "devices": {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()},
         "auto_device": device.pick("auto").type,
         "shaders": sorted(p.stem for p in metal.shader_dir().glob("*.metal")),
+        "attention": _attention_paths(),
         "data": str(home),
         "models": {p.name: p.stat().st_size for p in models},
         "reference_cache_bytes": _folder_size(home / "cache"),
     }
     _say(args, "\n".join(f"{key:>22}  {value}" for key, value in report.items()))
     return report
+
+
+def _attention_paths() -> dict[str, list[str]]:
+    """The cache formats that attention reads in shaders on this machine, and those it does not."""
+    names, here = formats.names(), device.pick("auto")
+    fused = [name for name in names if attention.fused(name, name, 128, here)]
+    return {"shaders": fused, "torch": [name for name in names if name not in fused]}
 
 
 def _folder_size(folder: Path) -> int:

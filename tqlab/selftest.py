@@ -150,12 +150,11 @@ def _nmse(y: Tensor, truth: Tensor) -> float:
 
 def _instead(name: str, device: torch.device) -> str:
     """What the library runs when an op has failed."""
-    if name in ops.OPS:
-        return f"torch reference on {device.type}"
-    return TORCH_INSTEAD[name]
+    return _INSTEAD.get(name, f"torch reference on {device.type}")
 
 
-TORCH_INSTEAD = {
+_INSTEAD = {
+    "kv_attention": "attention by torch, tile by tile",
     "torch.matmul": "nothing else here can replace it: use --device cpu",
     "torch.sdpa": "tqlab's own attention, which does not call it",
 }

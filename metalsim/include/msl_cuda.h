@@ -24,6 +24,9 @@ MSL_FN void threadgroup_barrier(mem_flags) { __syncthreads(); }
 MSL_FN void simdgroup_barrier(mem_flags) { __syncwarp(); }
 MSL_FN void msl_converge(msl_site, const char*) { __syncwarp(); }
 
+// Collectives run over __activemask(): Metal's rule is the active lanes, and a full mask would hang
+// where some lanes do not arrive. CUDA does not promise that lanes which parted run together again
+// after a branch, as they do in practice; simdgroup_barrier makes them.
 template <class T>
 MSL_FN T msl_move(unsigned mask, T value, unsigned source) {
   constexpr int words = (sizeof(T) + 3) / 4;

@@ -82,7 +82,7 @@ class _Vocabulary:
                 self.types[i] = UNKNOWN
             elif arch == "gemma4" and token in _VISIBLE:
                 self.types[i] = USER_DEFINED
-            elif arch == "gemma3" and self.types[i] == USER_DEFINED:
+            elif arch != "gemma4" and self.types[i] == USER_DEFINED:
                 self.tokens[i] = token.replace("\u2581", " ")
 
 
@@ -114,22 +114,27 @@ def _characters(spec: dict, arch: str, vocab: _Vocabulary) -> dict[str, tuple]:
 
     Both kinds carry the merges; the scores repeat their order for readers that know only those.
     """
-    prefix = "Prepend" in json.dumps(spec.get("normalizer"))
     kind = "gemma4" if arch == "gemma4" else "llama"
     scores = [-1000.0] * len(vocab.tokens) if kind == "gemma4" else _scores(vocab)
     return {
         "model": ("str", kind),
         "scores": ("[f32]", scores),
-        "add_space_prefix": ("bool", prefix),
+        "add_space_prefix": ("bool", _prefixes_space(spec)),
     }
 
 
+def _prefixes_space(spec: dict) -> bool:
+    """Whether a space goes before the text: a normaliser's step, or, since 2024, Metaspace's."""
+    pre = spec.get("pre_tokenizer") or {}
+    metaspace = pre.get("type") == "Metaspace" and pre.get("prepend_scheme") != "never"
+    return metaspace or "Prepend" in json.dumps(spec.get("normalizer"))
+
+
 def _scores(vocab: _Vocabulary) -> list[float]:
-    """Minus the rank of the first merge that makes a piece: the earlier, the higher."""
-    scores = [0.0] * len(vocab.tokens)
-    for rank, pair in enumerate(vocab.pairs):
-        i = vocab.ids.get("".join(pair))
-        if i is not None and scores[i] == 0.0:
+    """Minus the rank of the first merge that makes a piece; what no merge makes comes last."""
+    scores = [-1.0 - len(vocab.pairs)] * len(vocab.tokens)
+    for rank, pair in reversed(list(enumerate(vocab.pairs))):
+        if (i := vocab.ids.get("".join(pair))) is not None:
             scores[i] = -1.0 - rank
     return scores
 

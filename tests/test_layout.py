@@ -20,7 +20,7 @@ LAYERS = [
     "metal",
     "ops",  # above formats: those are its references
     "gguf_file gguf_write policies quantize convert chat tokenizer",
-    "calibration transforms",
+    "calibration chunks transforms",
     "kvcache",
     "attention",
     "recipes calibrate",

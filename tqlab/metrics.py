@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from . import data, formats
+from .chunks import cut, model_sha256, tokens_sha256
 from .models import Decoder
+from .recipes import Side, pair_label, side
 
 HEAD_ROWS = 128  # rows of logits computed at once: [128, vocab] float32
 CPU_ROWS = 8  # of these, rows compared at once on a CPU: they and their copies stay in its cache
@@ -31,7 +33,8 @@ class Perplexity:
     """Result of `perplexity`; KL fields are None without a reference.
 
     Units: nll and kld in nats a token; ppl = exp(nll); dp_rms and same_top are fractions; cache
-    sizes are measured bytes; k_bits and v_bits are stored bits per value, padding included.
+    sizes are measured bytes; k_bits and v_bits are stored bits per value, padding included;
+    shared_nbytes are a recipe's matrices, which all caches of the model share.
     """
 
     ppl: float
@@ -48,6 +51,7 @@ class Perplexity:
     cache_nbytes: int
     k_bits: float
     v_bits: float
+    shared_nbytes: int = 0
 
 
 def perplexity(
@@ -55,55 +59,35 @@ def perplexity(
     tokens,
     ctx: int = 512,
     chunks: int | None = None,
-    k: str | Sequence[str] = "f16",
-    v: str | Sequence[str] = "f16",
+    k: Side = "f16",
+    v: Side = "f16",
     reference: tuple[str, str] | None = None,
     on_chunk: Callable[[str], None] | None = None,
+    offset: int = 0,
 ) -> Perplexity:
     """Perplexity of `tokens` through a k/v cache, and its KL divergence from a reference cache.
 
     Shapes: tokens: ints, list or 1-D tensor, of the whole text (BOS included where asked)
-    `k` and `v` name one format, or one for each layer; `chunks` limits the number of chunks (None:
-    all); `on_chunk` hears about progress.
+    `k` and `v` name one format, or one for each layer, or are a recipe or its name; `chunks` limits
+    the number of chunks (None: all); `on_chunk` hears about progress; `offset` is added to all
+    positions, the reference's too.
     Error: standard errors over tokens; ppl_se by the delta method.
-    Raises: ValueError for a text shorter than a chunk, a context the model lacks, unknown formats.
+    Raises: ValueError for a text shorter than a chunk, a context the model lacks, unknown formats,
+    a text on which a recipe was calibrated.
     """
-    pieces = cut(tokens, ctx, chunks, model)
-    cache = model.new_cache(k, v, max_tokens=ctx)
-    store = None if reference is None else ReferenceLog(model, pieces, reference)
+    pieces, k, v = cut(tokens, ctx, chunks, model), side(k), side(v)
+    cache = model.new_cache(k, v, max_tokens=ctx, start=offset)
+    if cache.policy is not None and cache.policy.calibration is not None:
+        cache.policy.calibration.refuse_text(pieces)
+    store = None if reference is None else ReferenceLog(model, pieces, reference, offset)
     if store is not None and (k, v) != store.pair:
         store.complete(on_chunk)
     start, scores = time.perf_counter(), []
     for i, piece in enumerate(pieces):
         if on_chunk:
-            on_chunk(f"{_label(k)}/{_label(v)}  chunk {i + 1}/{len(pieces)}")
+            on_chunk(f"{pair_label(k, v)}  chunk {i + 1}/{len(pieces)}")
         scores.append(_score(model, piece, cache, store, i))
     return _summary(scores, time.perf_counter() - start, cache)
-
-
-def _label(names: str | Sequence[str]) -> str:
-    return names if isinstance(names, str) else "+".join(dict.fromkeys(names))
-
-
-def cut(tokens, ctx: int, chunks: int | None, model: Decoder) -> Tensor:
-    """The chunks to score: int64 [n, ctx], BOS in front where the vocabulary asks for it."""
-    tokens = torch.as_tensor(tokens).long().flatten()
-    if ctx < 4 or ctx % 2:
-        raise ValueError(f"ctx must be an even number of at least 4 tokens, not {ctx}")
-    if ctx > model.config.context_length:
-        raise ValueError(
-            f"ctx {ctx} exceeds the context of {model.config.name}: {model.config.context_length}"
-        )
-    available = len(tokens) // ctx
-    if available == 0:
-        raise ValueError(f"the text has {len(tokens)} tokens; one chunk needs {ctx}: lower ctx")
-    if chunks is not None and chunks < 1:
-        raise ValueError(f"chunks must be at least 1, not {chunks}")
-    n = available if chunks is None else min(chunks, available)
-    pieces = tokens[: n * ctx].view(n, ctx).clone()
-    if model.tokenizer is not None and model.tokenizer.adds_bos:
-        pieces[:, 0] = model.tokenizer.bos_id
-    return pieces
 
 
 @dataclass(frozen=True)
@@ -192,8 +176,8 @@ class ReferenceLog:
     interrupted or repeated run finds its chunks again.
     """
 
-    def __init__(self, model: Decoder, pieces: Tensor, pair: tuple[str, str]):
-        self.model, self.pieces, self.pair = model, pieces, tuple(pair)
+    def __init__(self, model: Decoder, pieces: Tensor, pair: tuple[str, str], offset: int = 0):
+        self.model, self.pieces, self.pair, self.offset = model, pieces, tuple(pair), offset
         for name in self.pair:
             formats.get(name)
         identity = [
@@ -204,6 +188,7 @@ class ReferenceLog:
             model.weights_mode,
             model.device.type,
             torch.__version__,
+            *([offset] if offset else []),
         ]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self.folder = data.data_dir() / "cache" / "reference" / key
@@ -221,7 +206,8 @@ class ReferenceLog:
         missing = [i for i in range(len(self.pieces)) if not self.has(i)]
         if not missing:
             return
-        cache = self.model.new_cache(*self.pair, max_tokens=self.pieces.shape[1])
+        ctx = self.pieces.shape[1]
+        cache = self.model.new_cache(*self.pair, max_tokens=ctx, start=self.offset)
         for i in missing:
             if on_chunk:
                 on_chunk(f"reference {'/'.join(self.pair)}  chunk {i + 1}/{len(self.pieces)}")
@@ -249,19 +235,6 @@ class ReferenceLog:
             raise ValueError(f"{self._path(i)}: damaged; delete it") from None
 
 
-def model_sha256(model: Decoder) -> str:
-    """Hash of the model's file (computed once a model)."""
-    if not hasattr(model, "_sha256"):
-        model._sha256 = data.file_sha256(model.path)
-    return model._sha256
-
-
-def tokens_sha256(tokens) -> str:
-    """Hash of token ids, as little-endian int32."""
-    ids = torch.as_tensor(tokens).flatten().to(torch.int32).numpy()
-    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
-
-
 def _summary(scores: list[_Scores], seconds: float, cache) -> Perplexity:
     nll = torch.cat([s.nll for s in scores]).double()
     mean, se = _mean_se(nll)
@@ -277,6 +250,7 @@ def _summary(scores: list[_Scores], seconds: float, cache) -> Perplexity:
         cache_nbytes=cache.nbytes,
         k_bits=k_bits,
         v_bits=v_bits,
+        shared_nbytes=cache.shared_nbytes,
         **kl,
     )
 

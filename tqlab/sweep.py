@@ -1,4 +1,4 @@
-"""Perplexity over many K/V pairs, as JSON Lines: appended, flushed, resumed, never recomputed.
+"""Perplexity over K/V pairs and recipes, as JSON Lines: appended, resumed, never recomputed.
 
 A row holds everything needed to rerun it. Its `key` hashes the configuration, so a finished point
 is skipped; rows of other texts or models may share a file, but they are never compared.
@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 
-from . import data, formats
+from . import data, recipes
 from . import device as devices
-from .metrics import Perplexity, ReferenceLog, cut, model_sha256, perplexity, tokens_sha256
+from .calibrate import describe
+from .chunks import cut, model_sha256, tokens_sha256
+from .metrics import Perplexity, ReferenceLog, perplexity
 from .models import Decoder
 from .progress import Progress
+from .recipes import Recipe, Side, label, pair_label, side
 from .version import VERSION
 
 REFERENCE = ("f16", "f16")
@@ -48,51 +51,59 @@ def sweep(
     executor: Executor | None = None,
     text: data.Text | None = None,
     reference: tuple[str, str] = REFERENCE,
+    offset: int = 0,
 ) -> list[dict]:
     """Measure every (k, v) pair and return one row (dict) each, in the order of `pairs`.
 
     Shapes: tokens: ints, list or 1-D tensor, of the whole text
-    `out` is appended to (None: no file); `executor` runs points concurrently (threads: the model is
-    shared); `text` names where the tokens come from, for the rows.
+    A pair is two formats, or one recipe (or its name or file). `out` is appended to (None: no
+    file); `executor` runs points concurrently (threads: the model is shared); `text` names where
+    the tokens come from, for the rows; `offset` is added to all positions.
     Units: as in `metrics.Perplexity`; bits = mean of k_bits and v_bits; seconds of wall clock.
     Raises: ValueError for unknown formats, a damaged results file, or what `perplexity` raises;
     OSError when a row cannot be written (its values are in the message: nothing is lost).
     """
     pairs = [check_pair(pair) for pair in pairs]
     pieces = cut(tokens, ctx, chunks, model)
-    for pair in dict.fromkeys(pairs):  # unfit heads are refused before any work starts
-        model.new_cache(*pair, max_tokens=1)
-    base = _configuration(model, pieces, text, reference)
+    base = _configuration(model, pieces, text, reference, offset)
+    # Unfit heads and texts that recipes were calibrated on are refused before any work starts.
+    starts = {pair: _start(base, model, pair, pieces) for pair in dict.fromkeys(pairs)}
     done = {row["key"]: row for row in read_rows(out)} if out is not None else {}
-    wanted = {pair: _key(base, pair) for pair in pairs}
     if executor:  # once, before the points need it at the same time
-        ReferenceLog(model, pieces, reference).complete()
-    with Progress("sweep", len(wanted)) as progress:
+        ReferenceLog(model, pieces, reference, offset).complete()
+    with Progress("sweep", len(starts)) as progress:
 
         def measure(pair):
-            if wanted[pair] not in done:
-                start = base | {"key": wanted[pair], "k": pair[0], "v": pair[1]}
-                result = perplexity(
-                    model, pieces, ctx, None, *pair, reference, on_chunk=progress.show
-                )
-                done[wanted[pair]] = _row(start, result)
-                append_row(out, done[wanted[pair]])
-            progress.step("/".join(pair))
+            start, show = starts[pair], progress.show
+            if start["key"] not in done:
+                result = perplexity(model, pieces, ctx, None, *pair, reference, show, offset)
+                done[start["key"]] = _row(start, result)
+                append_row(out, done[start["key"]])
+            progress.step(pair_label(*pair))
 
-        list((executor.map if executor else map)(measure, wanted))
-    return [done[wanted[pair]] for pair in pairs]
+        list((executor.map if executor else map)(measure, starts))
+    return [done[starts[pair]["key"]] for pair in pairs]
 
 
-def check_pair(pair) -> tuple[str, str]:
-    """A (k, v) pair of known formats. Raises ValueError naming what is wrong."""
-    if isinstance(pair, str) or len(pair) != 2:
-        raise ValueError(f"a pair is two format names (k, v), not {pair!r}")
-    for name in pair:
-        formats.get(name)
-    return tuple(pair)
+def check_pair(pair) -> tuple[Side, Side]:
+    """A (k, v) pair: of known formats, or one recipe twice. Raises ValueError naming the wrong.
+
+    A text is a recipe's name or file, or "k/v".
+    """
+    if isinstance(pair, str):
+        pair = recipes.get(pair) if recipes.names_one(pair) else tuple(pair.strip().split("/"))
+    if isinstance(pair, Recipe):
+        return pair, pair
+    if len(pair) != 2:
+        shown = "/".join(map(label, pair))
+        raise ValueError(
+            f"a pair is two format names (k, v), or one recipe: {', '.join(recipes.names())} or a "
+            f".toml file; not {shown}"
+        )
+    return tuple(map(side, pair))
 
 
-def _configuration(model: Decoder, pieces, text: data.Text | None, reference) -> dict:
+def _configuration(model: Decoder, pieces, text: data.Text | None, reference, offset) -> dict:
     """Everything a point depends on except its formats."""
     return {
         "model": model.config.name,
@@ -106,6 +117,7 @@ def _configuration(model: Decoder, pieces, text: data.Text | None, reference) ->
         "ctx": pieces.shape[1],
         "chunks": pieces.shape[0],
         "reference": "/".join(reference),
+        "offset": offset,
         "device": model.device.type,
         "tqlab": VERSION,
     }
@@ -115,8 +127,23 @@ def _configuration(model: Decoder, pieces, text: data.Text | None, reference) ->
 _KEY_FIELDS = ("model_sha256", "weights", "tokens_sha256", "ctx", "chunks", "reference", "device")
 
 
-def _key(base: dict, pair: tuple[str, str]) -> str:
-    identity = [base[field] for field in (*_KEY_FIELDS, "tqlab")] + list(pair)
+def _start(base: dict, model: Decoder, pair: tuple[Side, Side], pieces) -> dict:
+    """A row before it is measured: its key, its sides, and a recipe's parts."""
+    policy = model.new_cache(*pair, max_tokens=1, start=base["offset"]).policy
+    if policy is not None and policy.calibration is not None:
+        policy.calibration.refuse_text(pieces)
+    found = dict.fromkeys(x for x in pair if isinstance(x, Recipe))
+    parts = [describe(recipe, policy) for recipe in found]
+    names = {"k": label(pair[0]), "v": label(pair[1])}
+    return base | {"key": _key(base, pair, policy), **names, "recipe": "; ".join(parts) or None}
+
+
+def _key(base: dict, pair: tuple[Side, Side], policy) -> str:
+    sides = [asdict(x) if isinstance(x, Recipe) else x for x in pair]
+    identity = [base[field] for field in (*_KEY_FIELDS, "tqlab")] + sides
+    identity += [base["offset"]] if base["offset"] else []
+    if policy is not None and policy.calibration is not None:
+        identity.append(asdict(policy.calibration.origin))
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 

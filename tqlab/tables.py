@@ -65,7 +65,7 @@ def sweep_table(rows: list[dict]) -> Table:
     """Rows of `sweep`: formats, measured bits and bytes, quality with standard errors."""
     cells = [
         {
-            "K / V": f"{r['k']} / {r['v']}",
+            "K / V": r["k"] if r.get("recipe") and r["k"] == r["v"] else f"{r['k']} / {r['v']}",
             "K bits": f"{r['k_bits']:.4g}",
             "V bits": f"{r['v_bits']:.4g}",
             "cache MB": f"{r['cache_nbytes'] / 1e6:.2f}",
@@ -82,7 +82,8 @@ def sweep_table(rows: list[dict]) -> Table:
 
 def sweep_notes(rows: list[dict]) -> str:
     """What the rows were measured on, one line a source, and why bits exceed a format's own."""
-    return "\n".join([*dict.fromkeys(_source(row) for row in rows), PADDING_NOTE])
+    parts = [row["recipe"] for row in rows if row.get("recipe")]
+    return "\n".join([*dict.fromkeys([_source(row) for row in rows] + parts), PADDING_NOTE])
 
 
 def _with_error(mean: float | None, error: float | None) -> str:
@@ -101,4 +102,5 @@ def _source(row: dict) -> str:
     sha = f" (sha256 {row['text_sha256'][:12]})" if row.get("text_sha256") else ""
     python = f" of Python {row['text_python']}" if row.get("text_python") else ""
     text = row.get("text") or "unnamed tokens"
-    return f"{row['model']} on {text}{python}{sha}: {row['ctx']} tokens a chunk{chunks}."
+    moved = f", positions from {row['offset']} on" if row.get("offset") else ""
+    return f"{row['model']} on {text}{python}{sha}: {row['ctx']} tokens a chunk{chunks}{moved}."

@@ -128,7 +128,7 @@ class PostRope(Plain):
         return (k - self._turn(self.mean, positions)) @ self.forward
 
     def query(self, q):
-        return torch.cat([q @ self.adjoint, *self._turn.factors(q, self.mean)], -1)
+        return torch.cat([q @ self.adjoint, self._turn.factors(q, self.mean)], -1)
 
     def decode(self, y, positions):
         table = self._turn.columns(positions)
@@ -182,12 +182,14 @@ def positions(seed: int = 0) -> Tensor:
 
 def mean_position(x: Tensor, turn) -> Tensor:
     """E[RoPE_p(x)] over every position below 8192: [H, 1, D] -> float64 [H, 1, D]."""
+    turn.reserve(RANGE)
     every = torch.arange(RANGE, device=turn.device)
     return turn(x.float().to(turn.device), every).double().mean(-2, keepdim=True).cpu()
 
 
 def mean_product(x: Tensor, turn) -> Tensor:
     """E[R_p X R_p'] over random positions p: float64 [H, D, D] -> the same."""
+    turn.reserve(RANGE)
     total = torch.zeros_like(x)
     for part in positions().to(turn.device).split(16):
         spread = partial(turn, positions=part[:, None, None])

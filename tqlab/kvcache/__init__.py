@@ -106,6 +106,12 @@ class KVCache:
     def _nbytes(self, side: str) -> int:
         return sum(heads.nbytes for layer in self._stored() for heads in layer.storage(side))
 
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of key transforms: they belong to the model, and all its caches share them."""
+        transforms = self.policy.transforms if self.policy else ()
+        return sum(x.nbytes for x in transforms if x is not None)
+
     def stored_bits(self) -> tuple[float, float]:
         """Measured bits per value of K and of V: storage bytes over the values it has room for."""
         shapes = [

@@ -12,9 +12,11 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from .. import formats
+from ..calibration import Calibration
 from ..transforms import Plain
 from .retention import FullLayer, SlidingLayer
-from .storage import PackedHeads, View
+from .storage import PackedHeads, View, padded_head_dim
 
 EXACT = "f16"
 
@@ -24,12 +26,14 @@ class Policy:
     """What a recipe asks of a cache beside its formats.
 
     Fields: sinks, window (tokens kept in f16: the first, and a query's last, its own included);
-    transforms (one a layer, None for a layer without keys of its own; empty: keys as they are).
+    transforms (one a layer, None for a layer without keys of its own; empty: keys as they are);
+    calibration (what they were made from).
     """
 
     sinks: int = 0
     window: int = 0
     transforms: Sequence[Plain | None] = ()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class MixedLayer:
 
     def __init__(self, shape, k, v, batch, max_tokens, device, policy, transform=None, start=0):
         self.shape, self.policy, self.start = shape, policy, start
-        self.transform = transform or Plain(None, shape.head_dim)
+        fmt = formats.get(k)
+        plain = Plain(fmt.rotation, padded_head_dim(fmt, shape.head_dim))
+        self.transform = plain if transform is None else transform
         exact = (EXACT, EXACT, batch)
         self.sinks = FullLayer(shape, *exact, min(policy.sinks, max_tokens), device)
         ring = replace(shape, window=policy.window)
@@ -127,6 +133,12 @@ class MixedLayer:
     def view(self, pads: Tensor | None = None) -> Parts:
         """What this step's queries may see."""
         return Parts((*self._packed_view(pads), *self._exact_view(pads)))
+
+    def commit(self) -> None:
+        """End the step."""
+        for layer in (self.ring, self.packed):
+            if layer is not None:
+                layer.commit()
 
     def _packed_view(self, pads: Tensor | None) -> list[View]:
         sinks, window = self.policy.sinks, self.policy.window

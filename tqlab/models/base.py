@@ -6,9 +6,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..calibrate import plan
+from ..calibration import Calibration
 from ..kvcache import KVCache, LayerShape
+from ..recipes import Side
 from ..tokenizer import Tokenizer
 from .config import Config
+from .turn import Turn
 from .weights import Weights
 
 DEFAULT_TOKENS = 4096  # of a new cache
@@ -20,10 +24,13 @@ class Decoder:
 
     Subclasses build their layers in `__init__` and implement `hidden` (and `layer_shapes` and
     `head` where theirs are special). The head is tied when the file has no output.weight.
-    Fields: config, device, weights_mode, nbytes (weights held); make_tokenizer (set by load_model).
+    Fields: config, device, weights_mode, nbytes (weights held); make_tokenizer (set by load_model);
+    calibration (what recipes that name no file of their own are derived from; None: found or made
+    when one asks).
     """
 
     make_tokenizer: Callable[[], Tokenizer] | None = None
+    calibration: Calibration | None = None
 
     def __init__(self, config: Config, weights: Weights):
         self.config, self.device = config, weights.device
@@ -52,28 +59,44 @@ class Decoder:
         """What each layer's cache stores."""
         return [LayerShape(n, self.config.head_dim) for n in self.config.n_kv_heads]
 
+    def rope_of(self, layer: int) -> tuple["Rope", Callable]:
+        """The rope of a layer's keys, and how it pairs channels."""
+        raise NotImplementedError
+
+    def turn(self, layer: int, n_positions: int) -> Turn:
+        """How rope turns a layer's keys, for positions below `n_positions`."""
+        rope, rotate = self.rope_of(layer)
+        turn = rope.turn(rotate, self.layer_shapes()[layer].head_dim)
+        turn.reserve(n_positions)
+        return turn
+
     def new_cache(
         self,
-        k: str = "q8_0",
-        v: str = "turbo4",
+        k: Side = "q8_0",
+        v: Side = "turbo4",
         max_tokens: int | None = None,
         batch: int = 1,
         pads: Sequence[int] | None = None,
+        start: int = 0,
     ) -> KVCache:
         """An empty cache on the model's device.
 
+        `k`, `v`: a format, one for each layer, or a recipe (`tqlab.recipes`).
         `max_tokens` None: 4096, or the model's context where that is shorter.
         `pads`: how many tokens at the left of each row are padding, when prompts differ in length.
+        `start`: the position of the first token, as rope counts.
         Raises: ValueError for unknown formats, unfit heads, or more tokens than the context.
         """
-        if max_tokens is None:
-            max_tokens = min(DEFAULT_TOKENS, self.config.context_length)
-        if max_tokens > self.config.context_length:
+        context = self.config.context_length
+        max_tokens = min(DEFAULT_TOKENS, context - start) if max_tokens is None else max_tokens
+        if start < 0 or start + max_tokens > context:
+            behind = f" from position {start} on" if start else ""
             raise ValueError(
-                f"{max_tokens} tokens exceed the context of {self.config.name}: "
-                f"{self.config.context_length}"
+                f"{max_tokens} tokens{behind} exceed the context of {self.config.name}: {context}"
             )
-        return KVCache(self.layer_shapes(), k, v, max_tokens, batch, self.device, pads)
+        k, v, policy = plan(self, k, v, start + max_tokens)
+        size = (max_tokens, batch, self.device)
+        return KVCache(self.layer_shapes(), k, v, *size, pads, policy, start)
 
     def __call__(
         self, ids: Tensor, cache: KVCache | None = None, last_only: bool = False
@@ -146,6 +169,13 @@ class Rope:
         if factors is not None:
             factors = factors.double().cpu()
             self.frequencies = torch.where(factors > 1e20, 0.0, self.frequencies / factors)
+        self._turn = None
+
+    def turn(self, rotate: Callable, head_dim: int) -> Turn:
+        """The same for keys at any position, made when first asked for."""
+        if self._turn is None:
+            self._turn = Turn(self.frequencies, rotate, head_dim, self.device)
+        return self._turn
 
     def tables(self, cache: KVCache, steps: int) -> tuple[Tensor, Tensor]:
         """cos and sin of the positions of the next `steps` tokens, float32.
@@ -156,7 +186,7 @@ class Rope:
         positions = torch.arange(cache.offset, cache.offset + steps, dtype=torch.float64)
         if cache.pads is not None:
             positions = (positions - cache.pads.cpu()[:, None, None]).clamp_(min=0)
-        angles = positions[..., None] * self.frequencies
+        angles = (positions + cache.start)[..., None] * self.frequencies
         return angles.cos().float().to(self.device), angles.sin().float().to(self.device)
 
 

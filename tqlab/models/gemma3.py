@@ -67,6 +67,9 @@ class Gemma3(Decoder):
             for n, sliding in zip(c.n_kv_heads, self.sliding, strict=True)
         ]
 
+    def rope_of(self, layer):
+        return self.ropes[self.sliding[layer]], rope_neox
+
     def hidden(self, ids, cache):
         c, x = self.config, self.embed.rows(ids) * self.config.n_embd**0.5
         angles = {kind: rope.tables(cache, ids.shape[1]) for kind, rope in self.ropes.items()}

@@ -49,6 +49,9 @@ class Gemma4(Decoder):
     def layer_shapes(self):
         return self._shapes
 
+    def rope_of(self, layer):
+        return self.ropes[self.sliding[layer]], rope_neox
+
     def hidden(self, ids, cache):
         c, x = self.config, self.embed.rows(ids) * self.config.n_embd**0.5
         ple = self.ple(ids, x).unbind(-2) if self.ple else (None,) * c.n_layers

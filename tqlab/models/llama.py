@@ -44,6 +44,9 @@ class Llama(Decoder):
         factors = weights.optional("rope_freqs.weight", n_rot // 2)
         self.rope = Rope(n_rot, c.rope_base, self.device, factors, keys.rope_scale())
 
+    def rope_of(self, layer):
+        return self.rope, self.rotate
+
     def hidden(self, ids, cache):
         c, x = self.config, self.embed.rows(ids)
         cos, sin = self.rope.tables(cache, ids.shape[1])

@@ -10,7 +10,7 @@ _PADDING = "bits: the cache's measured bytes over its values, with scales and th
 
 
 def pair_name(row) -> str:
-    return f"{row['k']}/{row['v']}"
+    return row["k"] if row.get("recipe") and row["k"] == row["v"] else f"{row['k']}/{row['v']}"
 
 
 def _is_reference(row) -> bool:

@@ -11,6 +11,7 @@ setup(
     packages=[*found, "tqlab.shaders"],
     package_dir={"tqlab.shaders": "shaders"},
     package_data={
+        "tqlab": ["texts/*.txt"],
         "tqlab.formats": ["*.npz"],
         "tqlab.shaders": ["**/*.metal", "**/*.h"],
         # Stub headers such as <metal_stdlib> have no extension, so everything goes in.

@@ -21,6 +21,9 @@ GEMMA_NOTICE = (
     "your own command fetches it, tqlab never redistributes it"
 )
 PYDOC_TOPICS = "pydoc-topics"
+CALIBRATION_TEXT = "calibration-prose"
+# Made by data/make_calibration_text.py, and part of the package: no network is needed.
+_CALIBRATION_FILE = Path(__file__).parent / "texts" / "calibration.txt"
 
 
 @dataclass(frozen=True)
@@ -306,9 +309,11 @@ def load_text(name_or_file: str | Path) -> Text:
     name = str(name_or_file)
     if name == PYDOC_TOPICS:
         return _text(name, pydoc_text().encode(), platform.python_version())
+    if name == CALIBRATION_TEXT:
+        return _text(name, _CALIBRATION_FILE.read_bytes(), None)
     path = fetch(name) if name in TEXTS else Path(name_or_file)
     if not path.is_file():
-        known = ", ".join([*TEXTS, PYDOC_TOPICS])
+        known = ", ".join([*TEXTS, PYDOC_TOPICS, CALIBRATION_TEXT])
         raise FileNotFoundError(f"no text file {name}: give a UTF-8 file or one of {known}")
     return _text(name if name in TEXTS else path.name, path.read_bytes(), None)
 

@@ -11,7 +11,7 @@ import sys
 
 _LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
 _FILE = re.compile(r'\s*\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)"')
-_CALL = re.compile(r"\s*(?:callq?|blr?)\s+_*(?:__?tsan_\w+|msl_rt_atomic)\b")
+_CALL = re.compile(r"\s*(?:callq?|blr?)\s+_*(?:__?tsan_\w+|__?ubsan_\w+|msl_rt_atomic)\b")
 
 
 def add_source_lines(assembly: str) -> str:

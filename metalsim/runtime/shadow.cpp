@@ -328,3 +328,18 @@ void* __tsan_memset(void* to, int value, size_t n) {
   return memset(to, value, n);
 }
 }
+
+// Arrays whose size the compiler sees, private ones above all: -fsanitize=array-bounds.
+struct ArrayType {
+  uint16_t kind, info;
+  char name[];  // quoted
+};
+struct ArrayBounds {
+  msl_site site;
+  const ArrayType *array, *index;
+};
+extern "C" void __ubsan_handle_out_of_bounds(const ArrayBounds* bounds, intptr_t index) {
+  report("out of bounds", where_is(PC), "index %ld of %s, by thread %u", (long)index,
+         bounds->array->name, group.current->ids.index);
+  stop_launch();
+}

@@ -83,6 +83,18 @@ def test_no_false_alarm_on_any_seed(load, kernel):
         assert launch(library, kernel, seed) is None
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_private_memory_starts_as_nan(compiler, check):
+    source = """kernel void partial(device float* x, constant int& n) {
+      float a[8];
+      for (int i = 0; i < n; i++) a[i] = x[i];
+      for (int i = 0; i < 8; i++) x[i] = a[i];
+    }"""
+    x = np.arange(8, dtype=np.float32)
+    metalsim.compile_shader(source, check=check).partial(x, 5, threads=1, arg_casts={1: "int32"})
+    np.testing.assert_array_equal(x, [0, 1, 2, 3, 4, *[np.nan] * 3])
+
+
 def test_every_bug_kind_is_planted():
     assert {kind for pairs in BUGS.values() for kind, _ in pairs} == set(metalsim.KINDS)
 

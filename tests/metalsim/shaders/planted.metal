@@ -160,6 +160,20 @@ kernel void bug_threadgroup_overrun(device float* y, uint gid [[thread_position_
   threadgroup_barrier(mem_flags::mem_threadgroup);
   y[gid] = a[t / 2];
 }
+kernel void bug_threadgroup_pointer_overrun(device float* y, uint gid [[thread_position_in_grid]],
+                                            uint t [[thread_index_in_threadgroup]]) {
+  threadgroup float a[63];
+  threadgroup float* p = a;
+  p[t] = 1.0f;  // caught: out of bounds
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  y[gid] = a[t / 2];
+}
+kernel void bug_private_overrun(device const float* x, device float* y,
+                                uint gid [[thread_position_in_grid]]) {
+  float a[2][4];
+  for (uint i = 0; i < 8; i++) a[i / 4][i % 4] = x[i];
+  y[gid] = a[0][gid % 8];  // caught: out of bounds
+}
 kernel void bug_wild_read(device const float* x, device float* y, device const long& far,
                           uint gid [[thread_position_in_grid]]) {
   y[gid] = x[far];  // caught: out of bounds

@@ -236,7 +236,9 @@ def test_an_interruption_leaves_no_file(checkpoints, tmp_path, monkeypatch):
         ("config.json", {"quantization_config": {}}, "quantised already"),
         ("config.json", {"num_attention_heads": None}, "'num_attention_heads' is missing"),
         ("config.json", {"num_hidden_layers": "two"}, "value of the wrong kind"),
-        ("config.json", {"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not read"),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn"}}, "'yarn', which is not read"),
+        ("config.json", {"rope_parameters": {"type": "dynamic"}}, "'dynamic', which is not"),
+        ("config.json", {"rope_parameters": {"rope_type": "longrope"}}, "default, linear, llama3"),
         ("tokenizer.json", {"model": {"type": "Unigram"}}, "'Unigram', not BPE"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel2"}}, "none of gpt-2, smollm"),
     ],
@@ -256,6 +258,16 @@ def test_missing_files_are_named(copied, tmp_path, filename):
     (folder / filename).unlink()
     with pytest.raises(FileNotFoundError, match=filename):
         convert_hf(folder, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("older", ["tokenizer.model", "vocab.json"])
+def test_an_older_tokeniser_file_is_refused_with_the_way_to_a_new_one(copied, tmp_path, older):
+    folder = copied("llama")
+    (folder / "tokenizer.json").rename(folder / older)
+    with pytest.raises(FileNotFoundError, match=f"make it from {older}: pip install") as caught:
+        convert_hf(folder, tmp_path / "m.gguf")
+    assert "\n" not in str(caught.value)
+    assert f"from_pretrained('{folder}').save_pretrained('{folder}')" in str(caught.value)
 
 
 def test_damaged_files_are_named(copied, tmp_path):

@@ -42,7 +42,7 @@ class Checkpoint:
     def json(self, filename: str, needed: bool = False) -> dict:
         """A JSON object of the folder; {} when it is not there and not needed."""
         path = self.path / filename
-        if not path.is_file():
+        if not self.has_file(filename):
             if needed:
                 raise FileNotFoundError(f"{self.path}: {filename} is missing")
             return {}
@@ -54,10 +54,12 @@ class Checkpoint:
             raise ValueError(f"{path}: a JSON object is expected, not {type(value).__name__}")
         return value
 
+    def has_file(self, filename: str) -> bool:
+        return (self.path / filename).is_file()
+
     def text(self, filename: str) -> str | None:
         """A text file of the folder, or None."""
-        path = self.path / filename
-        return path.read_text("utf-8") if path.is_file() else None
+        return (self.path / filename).read_text("utf-8") if self.has_file(filename) else None
 
     def need(self, key: str):
         """A value of the text configuration. Raises ValueError when it is missing or null."""
@@ -98,13 +100,13 @@ class Checkpoint:
         return self._where[name]
 
     def _open(self) -> list[dict[str, _Stored]]:
-        missing = [f for f in self._files() if not (self.path / f).is_file()]
+        missing = [f for f in self._files() if not self.has_file(f)]
         if missing:
             raise FileNotFoundError(f"{self.path}: missing shards: {', '.join(missing)}")
         return [self._shard(f) for f in self._files()]
 
     def _files(self) -> list[str]:
-        if (self.path / _INDEX).is_file():
+        if self.has_file(_INDEX):
             where = self.json(_INDEX).get("weight_map")
             if not isinstance(where, dict) or not where:
                 raise ValueError(f"{self.path / _INDEX}: it has no weight_map")

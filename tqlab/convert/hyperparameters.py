@@ -109,7 +109,10 @@ def _scaling(checkpoint: Checkpoint) -> dict[str, tuple]:
         factor = ("f32", settings["factor"])
         return {"rope.scaling.type": ("str", "linear"), "rope.scaling.factor": factor}
     if _kind(settings) not in ("default", "llama3", "proportional"):
-        raise ValueError(f"{checkpoint.path}: rope type {_kind(settings)!r} is not read")
+        raise ValueError(
+            f"{checkpoint.path}: config.json asks for rope scaling {_kind(settings)!r}, which is "
+            "not read; default, linear, llama3 and proportional are"
+        )
     return {}
 
 

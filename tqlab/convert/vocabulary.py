@@ -36,6 +36,7 @@ def metadata(checkpoint: Checkpoint, arch: str, n_vocab: int) -> dict[str, bytes
 
     Raises: FileNotFoundError without tokenizer.json; ValueError for a kind that is not read.
     """
+    _check_present(checkpoint)
     spec = checkpoint.json("tokenizer.json", needed=True)
     model = spec.get("model") or {}
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
@@ -52,6 +53,19 @@ def metadata(checkpoint: Checkpoint, arch: str, n_vocab: int) -> dict[str, bytes
         keys["chat_template"] = ("str", template)
     prefix = {key: "tokenizer." if key == "chat_template" else "tokenizer.ggml." for key in keys}
     return {prefix[key] + key: encode(*value) for key, value in keys.items()}
+
+
+def _check_present(checkpoint: Checkpoint) -> None:
+    """Where only an older form of the tokeniser is there, say how to make tokenizer.json of it."""
+    forms = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    found = [name for name in forms if checkpoint.has_file(name)]
+    if found and found[0] != "tokenizer.json":
+        call = f"from_pretrained('{checkpoint.path}').save_pretrained('{checkpoint.path}')"
+        raise FileNotFoundError(
+            f"{checkpoint.path}: tokenizer.json is missing; make it from {found[0]}: "
+            "pip install transformers sentencepiece protobuf, then "
+            f'python -c "from transformers import AutoTokenizer as T; T.{call}"'
+        )
 
 
 class _Vocabulary:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import data, formats
+from . import data, formats, metal
 from .calibration import Calibration, LayerStats, Origin, token_runs
 from .chunks import cut, model_sha256
 from .kvcache import KVCache, LayerShape, Policy, padded_head_dim
@@ -173,12 +173,22 @@ def cached_path(model) -> Path:
 
 
 def _announce(model, found: list[Recipe], policy: Policy) -> None:
-    """Say what is on, once a model and recipe."""
+    """Say what is on, once a model and recipe, and who computes attention."""
     said = model.__dict__.setdefault("_announced", set())
+    by = f"; attention by torch on {model.device.type}, not by shaders"
     for recipe in found:
         if recipe not in said:
             said.add(recipe)
-            say(describe(recipe, policy))
+            say(describe(recipe, policy) + (by if metal.engine(model.device) else ""))
+
+
+def parts(model, k: Side, v: Side) -> str | None:
+    """The parts of the recipes that are K's and V's side, for rows; None where there is none."""
+    found = dict.fromkeys(x for x in map(side, (k, v)) if isinstance(x, Recipe))
+    if not found:
+        return None
+    policy = plan(model, k, v, 1)[2]
+    return "; ".join(describe(recipe, policy) for recipe in found)
 
 
 def describe(recipe: Recipe, policy: Policy) -> str:

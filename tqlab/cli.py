@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import attention, data, device, formats, metal, tables
+from . import attention, data, device, formats, metal, recipes, tables
+from .calibrate import CHUNKS, cached_path, calibrate, parts
 from .convert import convert_hf
 from .generate import Run, Sampling
 from .metrics import perplexity
 from .models import load_model
 from .policies import POLICIES, TYPES
 from .quantize import quantize_gguf
+from .recipes import Side, label, side
 from .selftest import instead, report, selftest, summary, write
 from .sweep import DEFAULT_PAIRS, check_pair, sweep
 from .version import VERSION
@@ -84,9 +86,11 @@ def fetch(args) -> dict:
 def ppl(args) -> dict:
     """Perplexity of a text through one K/V cache."""
     model, tokens, text = _model_and_tokens(args)
-    reference = _pair(args.reference) if args.reference else None
-    result = perplexity(model, tokens, args.ctx, args.chunks, args.ctk, args.ctv, reference)
-    row = {"model": args.model, "text": text.name, "k": args.ctk, "v": args.ctv, "ctx": args.ctx}
+    reference, (k, v) = _pair(args.reference) if args.reference else None, _sides(args)
+    options = {"reference": reference, "offset": args.offset}
+    result = perplexity(model, tokens, args.ctx, args.chunks, k, v, **options)
+    row = {"model": args.model, "text": text.name, "ctx": args.ctx, "offset": args.offset}
+    row |= {"k": label(k), "v": label(v), "recipe": parts(model, k, v)}
     row |= asdict(result) | {"bits": (result.k_bits + result.v_bits) / 2}
     _say(args, f"{tables.sweep_table([row])}\n\n{tables.sweep_notes([row])}")
     return row
@@ -97,7 +101,7 @@ def run_sweep(args) -> dict:
     pairs = [_pair(p) for p in args.pairs.split(",")] if args.pairs else list(DEFAULT_PAIRS)
     out = Path(args.out)
     model, tokens, text = _model_and_tokens(args)
-    rows = sweep(model, tokens, pairs, args.ctx, args.chunks, out, text=text)
+    rows = sweep(model, tokens, pairs, args.ctx, args.chunks, out, text=text, offset=args.offset)
     _say(args, f"{tables.sweep_table(rows)}\n\n{tables.sweep_notes(rows)}")
     figure = out.with_suffix(".png")
     _draw(rows, figure)
@@ -112,7 +116,7 @@ def run_generate(args) -> dict:
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
     prompts = [[{"role": "user", "content": p}] for p in args.p] if args.chat else args.p
     model = load_model(args.model, args.device, args.weights)
-    run = Run(model, prompts, args.ctk, args.ctv, args.n, sampling, args.thinking)
+    run = Run(model, prompts, *_sides(args), args.n, sampling, args.thinking)
     if args.json or len(prompts) > 1:
         run.finish()
     else:
@@ -144,12 +148,22 @@ def logits(args) -> dict:
     except ValueError:
         raise ValueError(f"--ids {args.ids!r}: whole numbers with commas are expected") from None
     model = load_model(args.model, args.device, args.weights)
-    cache = model.new_cache(args.ctk, args.ctv, ids.shape[1])
+    cache = model.new_cache(*_sides(args), ids.shape[1])
     values = model(ids, cache)[0].cpu().numpy()
     with open(args.out, "wb") as file:  # np.savez would change a name without .npz
         np.savez(file, logits=values)
     _say(args, f"{args.out}: logits {list(values.shape)}")
     return {"out": args.out, "shape": list(values.shape)}
+
+
+def run_calibrate(args) -> dict:
+    """Statistics of a model's keys and queries over a text, for recipes that need them."""
+    text = data.load_text(args.text)
+    model = load_model(args.model, args.device, args.weights)
+    done = calibrate(model, text, args.out or cached_path(model), args.chunks)
+    origin = done.origin
+    _say(args, f"{done.path}: {origin.model} on {text.name}, {origin.chunks} x {origin.ctx} tokens")
+    return asdict(origin) | {"out": str(done.path)}
 
 
 def quantize(args) -> dict:
@@ -178,17 +192,29 @@ def _draw(rows: list[dict], path: Path) -> None:
 
 def _model_and_tokens(args):
     """Everything is checked before the model is loaded: formats, then the text."""
-    for name in (getattr(args, "ctk", None), getattr(args, "ctv", None)):
-        if name is not None:
-            formats.get(name)
+    if hasattr(args, "recipe"):
+        _sides(args)
     text = data.load_text(args.text)
     model = load_model(args.model, args.device, args.weights)
     return model, model.tokenizer.encode(text.text), text
 
 
+def _sides(args) -> tuple[Side, Side]:
+    """What K and V are kept in: the recipe, or -ctk and -ctv.
+
+    Raises: ValueError for unknown names, or both at once.
+    """
+    if not args.recipe:
+        k, v = args.formats
+        return side(args.ctk or k), side(args.ctv or v)
+    if args.ctk or args.ctv:
+        raise ValueError(f"--recipe {args.recipe} decides K and V: leave out -ctk and -ctv")
+    return (recipes.get(args.recipe),) * 2
+
+
 def _pair(text: str) -> tuple[str, str]:
-    """ "k/v" -> (k, v). Raises ValueError for anything else."""
-    return check_pair(tuple(text.strip().split("/")))
+    """ "k/v" or a recipe -> (k, v). Raises ValueError for anything else."""
+    return check_pair(text.strip())
 
 
 def run_selftest(args) -> dict:
@@ -237,9 +263,12 @@ def _model_arguments(p) -> None:
 
 
 def _cache_arguments(p, k: str, v: str | None = None) -> None:
+    p.set_defaults(formats=(k, v or k))
     for flag, name, default in (("-ctk", "K", k), ("-ctv", "V", v or k)):
         help_text = f"{name} format: {', '.join(formats.names())} (default: {default})"
-        p.add_argument(flag, default=default, metavar="FORMAT", help=help_text)
+        p.add_argument(flag, metavar="FORMAT", help=help_text)
+    known = f"{', '.join(recipes.names())} or a file: in place of -ctk and -ctv"
+    p.add_argument("--recipe", metavar="NAME|FILE.toml", help=known)
 
 
 def _text_arguments(p) -> None:
@@ -247,6 +276,7 @@ def _text_arguments(p) -> None:
     p.add_argument("--text", default=data.PYDOC_TOPICS, help="a UTF-8 file or a known text")
     p.add_argument("--ctx", type=int, default=512, help="tokens a chunk (default: 512)")
     p.add_argument("--chunks", type=int, default=8, help="number of chunks (default: 8)")
+    p.add_argument("--offset", type=int, default=0, help="added to all positions (default: 0)")
 
 
 def _ppl_arguments(p) -> None:
@@ -260,7 +290,7 @@ def _ppl_arguments(p) -> None:
 def _sweep_arguments(p) -> None:
     _text_arguments(p)
     default = ",".join("/".join(pair) for pair in DEFAULT_PAIRS)
-    p.add_argument("--pairs", metavar="K/V,...", help=f"default: {default}")
+    p.add_argument("--pairs", metavar="K/V,RECIPE,...", help=f"default: {default}")
     p.add_argument("--out", default="results.jsonl", help="JSON Lines, appended and resumed")
 
 
@@ -282,6 +312,14 @@ def _logits_arguments(p) -> None:
     _cache_arguments(p, "f32")
     p.add_argument("--ids", required=True, metavar="2,5,9", help="token ids")
     p.add_argument("--out", required=True, metavar="FILE.npz", help='array "logits" [T, vocab]')
+
+
+def _calibrate_arguments(p) -> None:
+    _model_arguments(p)
+    default = f"a UTF-8 file or a known text (default: {data.CALIBRATION_TEXT})"
+    p.add_argument("--text", default=data.CALIBRATION_TEXT, help=default)
+    p.add_argument("--chunks", type=int, default=CHUNKS, help=f"(default: {CHUNKS})")
+    p.add_argument("--out", metavar="FILE.safetensors", help="default: where recipes look for it")
 
 
 def _quantize_arguments(p) -> None:
@@ -310,6 +348,7 @@ _COMMANDS = {
     "sweep": (run_sweep, _sweep_arguments),
     "generate": (run_generate, _generate_arguments),
     "logits": (logits, _logits_arguments),
+    "calibrate": (run_calibrate, _calibrate_arguments),
     "quantize": (quantize, _quantize_arguments),
     "convert": (convert, _convert_arguments),
     "selftest": (run_selftest, _selftest_arguments),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import chat, formats
+from . import chat
+from .recipes import Side, side
 
 Messages = list[dict]
 _CHANNEL = "<|channel>"  # opens a thought in a Gemma 4 answer
@@ -55,8 +56,8 @@ class Sampling:
 def generate(
     model,
     prompt: str | Messages | list,
-    k: str = "q8_0",
-    v: str = "turbo4",
+    k: Side = "q8_0",
+    v: Side = "turbo4",
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -67,8 +68,9 @@ def generate(
 ) -> Generation | list[Generation] | Iterator[str]:
     """Continue a prompt, or answer chat messages ([{"role": ..., "content": ...}, ...]).
 
-    A list of prompts gives a list: they run as one batch, and row i draws with `seed` + i. With
-    `stream` the text comes in pieces as it is made. Ctrl-C ends early with what there is.
+    `k`, `v`: a format, or a recipe (or its name) as both. A list of prompts gives a list: they run
+    as one batch, and row i draws with `seed` + i. With `stream` the text comes in pieces as it is
+    made. Ctrl-C ends early with what there is.
     Control tokens written in a prompt are plain text.
     Raises: ValueError, before any work, for an unknown format, an empty prompt, a value out of
     range, or more tokens than the model's context.
@@ -100,8 +102,7 @@ class Run:
     """
 
     def __init__(self, model, prompts, k, v, max_new_tokens, sampling: Sampling, thinking=False):
-        for name in (k, v):
-            formats.get(name)
+        k, v = side(k), side(v)  # unknown names are refused before any work
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
         self.model, self.sampling, self.limit = model, sampling, max_new_tokens

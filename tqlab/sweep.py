@@ -17,7 +17,7 @@ import torch
 
 from . import data, recipes
 from . import device as devices
-from .calibrate import describe
+from .calibrate import parts
 from .chunks import cut, model_sha256, tokens_sha256
 from .metrics import Perplexity, ReferenceLog, perplexity
 from .models import Decoder
@@ -132,10 +132,8 @@ def _start(base: dict, model: Decoder, pair: tuple[Side, Side], pieces) -> dict:
     policy = model.new_cache(*pair, max_tokens=1, start=base["offset"]).policy
     if policy is not None and policy.calibration is not None:
         policy.calibration.refuse_text(pieces)
-    found = dict.fromkeys(x for x in pair if isinstance(x, Recipe))
-    parts = [describe(recipe, policy) for recipe in found]
-    names = {"k": label(pair[0]), "v": label(pair[1])}
-    return base | {"key": _key(base, pair, policy), **names, "recipe": "; ".join(parts) or None}
+    names = {"k": label(pair[0]), "v": label(pair[1]), "recipe": parts(model, *pair)}
+    return base | {"key": _key(base, pair, policy), **names}
 
 
 def _key(base: dict, pair: tuple[Side, Side], policy) -> str:

@@ -57,7 +57,7 @@ def butterflies(x: Tensor) -> Tensor:
     if n & (n - 1):
         raise ValueError(f"a Walsh-Hadamard transform needs a power of two, not {n} points")
     if x.device.type == "cpu" and cols <= _FEW_COLUMNS and x.dtype == torch.float32:
-        return torch.from_numpy(small_butterflies(x.numpy()))
+        return torch.from_numpy(small_butterflies(x.T.numpy())).T
     src, dst = x, torch.empty_like(x, memory_format=torch.contiguous_format)
     spare = torch.empty_like(dst) if n > 2 else dst
     h = 1
@@ -72,7 +72,10 @@ def butterflies(x: Tensor) -> Tensor:
 
 
 def small_butterflies(x: np.ndarray) -> np.ndarray:
-    """The same in numpy, over buffers and views made once: calls are what a single token costs."""
+    """The same of rows, in numpy over buffers and views made once: calls are what a token costs.
+
+    Shapes: float32 [N, n] -> [N, n]
+    """
     plans = _LOCAL.__dict__.setdefault("plans", {})
     if x.shape not in plans:
         plans[x.shape] = _plan(*x.shape)
@@ -84,14 +87,17 @@ def small_butterflies(x: np.ndarray) -> np.ndarray:
     return last.copy()
 
 
-def _plan(n: int, cols: int):
-    """Two buffers and, for each stage, views of its inputs in one and its outputs in the other."""
-    src, dst = first, _ = np.empty((2, n, cols), np.float32)
-    stages, h = [], 1
-    while h < n:
-        pairs, out = src.reshape(-1, 2, h, cols), dst.reshape(-1, 2, h, cols)
-        stages.append((pairs[:, 0], pairs[:, 1], out[:, 0], out[:, 1]))
-        src, dst, h = dst, src, 2 * h
+def _plan(rows: int, n: int):
+    """Two buffers and, for each stage, views of its inputs in one and its outputs in the other.
+
+    Neighbours are paired and their sums put before all differences, which turns the index by a bit:
+    so every stage meets the pairs of its h as neighbours, and the last leaves natural order.
+    """
+    src, dst = first, _ = np.empty((2, rows, n), np.float32)
+    stages = []
+    for _ in range(n.bit_length() - 1):
+        stages.append((src[:, ::2], src[:, 1::2], dst[:, : n // 2], dst[:, n // 2 :]))
+        src, dst = dst, src
     return first, stages, src
 
 

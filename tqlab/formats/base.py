@@ -4,6 +4,7 @@ A format is one file: a subclass with a block layout, `_encode` and `_decode`, a
 in `formats/__init__.py`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,7 +46,6 @@ class Format:
         self._check_multiple(n)
         return n // self.block_size * self.block_bytes
 
-    @torch.no_grad()
     def quantize(self, x: Tensor) -> Tensor:
         """Pack the last axis; gradients stop here.
 
@@ -55,13 +55,13 @@ class Format:
         if not x.is_floating_point():
             raise ValueError(f"{self.name} quantises floating-point tensors, got {x.dtype}")
         nbytes = self.nbytes(x.shape[-1])
-        blocks = x.reshape(-1, self.block_size)
-        if x.device.type == "cpu" and 0 < len(blocks) <= self.few:
+        blocks = x.detach().reshape(-1, self.block_size)
+        if x.device.type == "cpu" and 0 < blocks.shape[0] <= self.few:
             packed = self._encode_few(blocks.float().numpy())
             return torch.from_numpy(packed).view(*x.shape[:-1], nbytes)
         out = torch.empty(len(blocks), self.block_bytes, dtype=torch.uint8, device=x.device)
-        for tile in self._tiles(blocks):
-            out[tile] = self._encode(blocks[tile].float())
+        for some, packed in self._tiles(blocks, out):
+            packed.copy_(self._encode(some.float()))
         return out.view(*x.shape[:-1], nbytes)
 
     def dequantize(self, b: Tensor, rotated: bool = False) -> Tensor:
@@ -79,21 +79,25 @@ class Format:
             )
         n = b.shape[-1] // self.block_bytes * self.block_size
         blocks = b.reshape(-1, self.block_bytes)
-        out = torch.empty(len(blocks), self.block_size, dtype=torch.float32, device=b.device)
-        for tile in self._tiles(blocks):
-            self._decode(blocks[tile], out[tile])
+        out = torch.empty(blocks.shape[0], self.block_size, dtype=torch.float32, device=b.device)
+        for some, values in self._tiles(blocks, out):
+            self._decode(some, values)
             if self.rotation and not rotated:
-                out[tile] = rot.unrotate(out[tile], self.rotation)
+                values.copy_(rot.unrotate(values, self.rotation))
         return out.view(*b.shape[:-1], n)
 
     def _check_multiple(self, n: int) -> None:
         if n % self.block_size:
             raise ValueError(f"{self.name} needs a multiple of {self.block_size} values, got {n}")
 
-    def _tiles(self, blocks: Tensor):
+    def _tiles(self, blocks: Tensor, out: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """Some blocks and their rows of `out` at a time."""
+        n = blocks.shape[0]
         values = _CPU_TILE_VALUES if blocks.device.type == "cpu" else _GPU_TILE_VALUES
         step = max(1, values // self.block_size)
-        return [slice(i, i + step) for i in range(0, len(blocks), step)]
+        if n <= step:
+            return [(blocks, out)] if n else []
+        return zip(blocks.split(step), out.split(step), strict=True)
 
     def _encode(self, blocks: Tensor) -> Tensor:
         """float32 [N, block_size] -> uint8 [N, block_bytes]"""

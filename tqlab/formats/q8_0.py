@@ -23,8 +23,7 @@ class _Q8_0(Format):
     def _encode_few(self, blocks):
         d = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
         scaled = blocks * np.where(d > 0, 1 / d, np.float32(0))
-        whole = np.trunc(scaled)
-        q = whole + np.trunc((scaled - whole) * 2)
+        q = np.add(scaled, np.copysign(np.float32(0.5), scaled), dtype=np.float64)  # exact
         out = np.empty((len(blocks), self.block_bytes), np.uint8)
         out[:, :2] = d.astype(np.float16).view(np.uint8)
         out[:, 2:] = q.astype(np.int8).view(np.uint8)

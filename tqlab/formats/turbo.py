@@ -54,18 +54,18 @@ class Turbo(Format):
 
     @np.errstate(all="ignore")  # an empty block divides by 0, a huge one overflows fp16
     def _encode_few(self, blocks):
-        x, (before, after) = blocks.T, _diagonals(self.rotation)
-        norm = np.sqrt(np.add.accumulate(x * x)[-1])
+        before, after = _diagonals(self.rotation)
+        norm = np.sqrt(np.add.accumulate(blocks * blocks, 1)[:, -1:])
         inv = np.where(norm > TINY, 1 / norm, np.float32(0)) * np.float32(self._length)
-        rotated = rot.small_butterflies(x * inv * before) * after
+        rotated = rot.small_butterflies(blocks * inv * before) * after
         reached = rotated.reshape(-1) >= _column(self.thresholds)
         index = np.add.reduce(reached.view(np.uint8), 0, np.uint8).reshape(rotated.shape)
-        codes = _column(self.table).ravel().take(index)
-        length = np.sqrt(np.add.accumulate(codes * codes)[-1])
+        codes = _column(self.table).take(index)
+        length = np.sqrt(np.add.accumulate(codes * codes, 1)[:, -1:])
         norm = np.where(length > TINY, norm / length, norm)
         out = np.zeros((len(blocks), self.block_bytes), np.uint8)
-        out[:, :2] = norm.astype(np.float16)[:, None].view(np.uint8)
-        out[:, self.header :] = self._pack(index, np.concatenate).T
+        out[:, :2] = norm.astype(np.float16).view(np.uint8)
+        out[:, self.header :] = self._pack(index.T, np.concatenate).T
         return out
 
     def _pack(self, index, cat=torch.cat):
@@ -103,7 +103,7 @@ def _column(values: tuple[float, ...]) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _diagonals(rotation: str) -> tuple[np.ndarray, np.ndarray]:
     before, after = rot._signs(rotation, torch.device("cpu"))
-    return before.numpy(), after.numpy()
+    return before.numpy().T, after.numpy().T
 
 
 @lru_cache(maxsize=16)

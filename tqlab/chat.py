@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 _THOUGHT = re.compile(r"<\|channel>thought.*?(?:<channel\|>|\Z)", re.DOTALL)
 _EMPTY_CHANNEL = re.compile(r"<\|channel>\s*<channel\|>")
 _LONE_END = re.compile(r"\s*(?:<channel\|>\s*)+\Z")
+_CALL, _READS_TOOLS = "<|tool_call>call:", "OpenAI Chat Completions:"  # in Gemma 4's templates
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters: never in real text
 
 
@@ -96,6 +97,51 @@ def without_thoughts(message: dict) -> dict:
     return {**message, "content": strip_channels(content)}
 
 
+def fold_tool_results(template: str, messages: list[dict]) -> list[dict]:
+    """The messages as `template` reads them: an outdated Gemma 4 one knows no role "tool".
+
+    There, the results become the calling turn's tool_responses, and the answer its content. Such a
+    template writes tool calls, but lacks the comment of those that look for results themselves.
+    Source: spec gemma4 5.
+    """
+    if _CALL not in template or _READS_TOOLS in template:
+        return messages
+    folded: list[dict] = []
+    for message in messages:
+        last = folded[-1] if folded else {}
+        if message.get("role") == "tool" and last.get("tool_calls"):
+            folded[-1] = _with_result(last, message)
+        elif _answers(message, last):
+            folded[-1] = {**last, "content": message["content"]}
+        else:
+            folded.append(message)
+    return folded
+
+
+def _answers(message: dict, last: dict) -> bool:
+    """Whether a message is the text that goes with the calls and results of the one before."""
+    own = message.get("role") in ("assistant", "model") and not message.get("tool_calls")
+    return own and "tool_responses" in last and not last["content"] and bool(message.get("content"))
+
+
+def _with_result(turn: dict, result: dict) -> dict:
+    """The calling turn with one more result, which is data where its text is JSON."""
+    done = turn.get("tool_responses", [])
+    calls = [(c.get("id"), (c.get("function") or c).get("name")) for c in turn["tool_calls"]]
+    by_id = next((name for key, name in calls if key and key == result.get("tool_call_id")), None)
+    by_place = calls[len(done)][1] if len(done) < len(calls) else None
+    name = by_id or result.get("name") or by_place or "unknown"
+    response = {"name": name, "response": _parsed(result.get("content"))}
+    return {**turn, "content": turn.get("content") or "", "tool_responses": [*done, response]}
+
+
+def _parsed(content):
+    try:
+        return json.loads(content)
+    except (TypeError, ValueError, RecursionError):
+        return content
+
+
 def unused_mark(value) -> str:
     """A character that occurs nowhere in `value`. Raises ValueError when all are taken."""
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -106,11 +152,11 @@ def unused_mark(value) -> str:
 
 
 def shield(value, control: re.Pattern, mark: str):
-    """`value` with `mark` behind every character that `control` finds, in all strings inside."""
+    """`value` with `mark` behind every character that `control` finds, in all strings and keys."""
     if isinstance(value, str):
         return control.sub(rf"\1{mark}", value)
     if isinstance(value, dict):
-        return {key: shield(inner, control, mark) for key, inner in value.items()}
+        return {shield(k, control, mark): shield(v, control, mark) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [shield(inner, control, mark) for inner in value]
     return value

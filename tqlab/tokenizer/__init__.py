@@ -64,6 +64,7 @@ class Tokenizer:
         """
         if not self.template:
             return self._without_template(messages, thinking, tools)
+        messages = chat.fold_tool_results(self.template, messages)
         tokens = {"bos_token": self._text(self.bos_id), "eos_token": self._text(self.eos_id)}
         text = chat.render(self.template, messages, thinking=thinking, tools=tools, **tokens)
         unanswered = self._vocab.gemma4 and text.endswith("<turn|>\n")
@@ -77,6 +78,8 @@ class Tokenizer:
         A control token's text inside a message is broken by a mark before the template sees it; the
         rendered text is cut at the marks and encoded piece by piece.
         """
+        # Before the marks: a result's JSON may spell a control token in escapes.
+        messages = chat.fold_tool_results(self.template or "", messages)
         if self._vocab.gemma4:
             messages = [chat.without_thoughts(m) for m in messages]
         mark = chat.unused_mark([messages, tools])

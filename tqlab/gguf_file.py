@@ -61,10 +61,37 @@ class TensorInfo:
         return 8 * self.nbytes / max(1, math.prod(self.shape))
 
 
-class GGUFFile:
-    """A memory-mapped GGUF file.
+@dataclass(eq=False, repr=False)
+class Header:
+    """What a model's file says about itself, apart from its weights.
 
     Fields: path; metadata (dict by key); tensors (dict name -> TensorInfo).
+    """
+
+    path: Path
+    metadata: dict
+    tensors: dict[str, TensorInfo]
+
+    def info(self, name: str) -> TensorInfo:
+        """The tensor called `name`. Raises GGUFError when the file has none."""
+        if name not in self.tensors:
+            raise GGUFError(f"{self.path}: tensor {name!r} is missing")
+        return self.tensors[name]
+
+    def get(self, key: str, default=None):
+        """The metadata value of `key`, or `default`."""
+        return self.metadata.get(key, default)
+
+    def need(self, key: str):
+        """The metadata value of `key`. Raises GGUFError when the file has none."""
+        if key not in self.metadata:
+            raise GGUFError(f"{self.path}: metadata key {key!r} is missing")
+        return self.metadata[key]
+
+
+class GGUFFile(Header):
+    """A memory-mapped GGUF file.
+
     Raises: GGUFError for anything malformed, FileNotFoundError for a missing file.
     """
 
@@ -89,12 +116,6 @@ class GGUFFile:
     @cached_property
     def _bytes(self) -> Tensor:
         return torch.from_file(str(self.path), shared=False, size=self._size, dtype=torch.uint8)
-
-    def info(self, name: str) -> TensorInfo:
-        """The tensor called `name`. Raises GGUFError when the file has none."""
-        if name not in self.tensors:
-            raise GGUFError(f"{self.path}: tensor {name!r} is missing")
-        return self.tensors[name]
 
     def raw(self, name: str) -> Tensor:
         """The packed rows, memory-mapped: uint8 [..., bytes of one row]."""
@@ -122,16 +143,6 @@ class GGUFFile:
         with self.path.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
-
-    def get(self, key: str, default=None):
-        """The metadata value of `key`, or `default`."""
-        return self.metadata.get(key, default)
-
-    def need(self, key: str):
-        """The metadata value of `key`. Raises GGUFError when the file has none."""
-        if key not in self.metadata:
-            raise GGUFError(f"{self.path}: metadata key {key!r} is missing")
-        return self.metadata[key]
 
 
 def type_layout(type_name: str) -> tuple[int, int, int]:

@@ -6,10 +6,9 @@ and stores real files, never from a formula of their own. Source: spec gemma4 1 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..gguf_file import GGUFError, TensorInfo, type_layout
+from ..gguf_file import Header, TensorInfo, type_layout
 from ..kvcache import LayerShape
 from ..models.config import Config, Keys
 from ..models.gemma4 import layer_shapes
@@ -59,32 +58,11 @@ _MODELS = {
 DESCRIBED = tuple(_MODELS)
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(Header):
     """What a GGUF file of a published model says about itself, without its weights.
 
     Fields as in GGUFFile: path (only a name), metadata, tensors (matrices in `type`, 1-D in f32).
     """
-
-    path: Path
-    metadata: dict
-    tensors: dict[str, TensorInfo]
-
-    def get(self, key: str, default=None):
-        """The metadata value of `key`, or `default`."""
-        return self.metadata.get(key, default)
-
-    def need(self, key: str):
-        """The metadata value of `key`. Raises GGUFError when there is none."""
-        if key not in self.metadata:
-            raise GGUFError(f"{self.path}: metadata key {key!r} is missing")
-        return self.metadata[key]
-
-    def info(self, name: str) -> TensorInfo:
-        """The tensor called `name`. Raises GGUFError when there is none."""
-        if name not in self.tensors:
-            raise GGUFError(f"{self.path}: tensor {name!r} is missing")
-        return self.tensors[name]
 
     @property
     def n_weights(self) -> int:

@@ -17,6 +17,7 @@ from .codebooks import (
 from .described import DESCRIBED, Described, describe
 from .errors import (
     LOSSY,
+    LOSSY_64,
     error_rows,
     gguf_error_rows,
     offset_rows,
@@ -48,6 +49,7 @@ from .vectors import (
 __all__ = [
     "DESCRIBED",
     "LOSSY",
+    "LOSSY_64",
     "ROTATIONS",
     "Described",
     "attention_rows",

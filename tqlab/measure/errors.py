@@ -11,6 +11,8 @@ from .vectors import coordinates, gaussian, relative_mse
 
 Row = dict
 LOSSY = ("q8_0", "q4_0", "turbo2", "turbo3", "turbo4", "turbo4_lm", "tq3_1s", "tq4_1s")
+LOSSY += ("trellis2", "trellis3", "trellis4")
+LOSSY_64 = tuple(name for name in formats.names() if name.endswith("_h64"))  # for heads of 64
 # Relative MSE on N(0, 1) of the fork's own C code at commit 69d8e4be4: gguf-py cannot write these.
 _QUOTED = {
     "q2_K": (2.63, 0.0879),

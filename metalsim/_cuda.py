@@ -10,7 +10,8 @@ import os
 import sys
 from typing import Any
 
-from ._arguments import check_casts, encode_value, grid_of, is_tensor, span_of
+from ._arguments import encode_value, is_tensor, span_of
+from ._convention import CallableKernel, Library
 from ._frontend import translate
 from ._signatures import Kernel
 from ._toolchain import PACKAGE
@@ -32,45 +33,28 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-class CudaKernel:
+class CudaKernel(CallableKernel):
     """One kernel; calling it enqueues it on torch's current stream."""
 
-    thread_execution_width = 32
-
-    def __init__(self, library: CudaLibrary, kernel: Kernel, function: ctypes.c_void_p) -> None:
-        self._library, self._kernel, self._function = library, kernel, function
+    def __init__(self, kernel: Kernel, function: ctypes.c_void_p) -> None:
+        self._kernel, self._function = kernel, function
         self.max_threads_per_threadgroup = min(kernel.max_threads, _max_threads(function))
 
-    def __call__(
-        self,
-        *args: Any,
-        threads: int | list[int] | tuple[int, ...] | None = None,
-        group_size: int | list[int] | tuple[int, ...] | None = None,
-        arg_casts: str | dict[int, str] | None = None,
-        error_buf_idx: int | None = None,
-    ) -> None:
-        """As CpuKernel, on CUDA tensors.
+    def _bind(self, args: tuple[Any, ...], arg_casts: Any) -> tuple[_Arguments, int | None]:
+        return _pack(self._kernel, args, arg_casts)
 
-        Raises:
-            RuntimeError: for arguments that cannot be bound, or an error of the driver.
-            ValueError: for too large a group.
-        """
-        check_casts(arg_casts)
-        packed, numel = _pack(self._kernel, args, arg_casts)
-        grid, group = grid_of(threads, group_size, numel, self.max_threads_per_threadgroup)
-        if 0 in grid:
-            return
-        packed.grid[:] = grid
+    def _launch(self, bound: _Arguments, grid: list[int], group: list[int]) -> None:
+        bound.grid[:] = grid
         blocks = [(t + g - 1) // g for t, g in zip(grid, group, strict=True)]
         sizes = [ctypes.c_uint(n) for n in (*blocks, *group, 0)]
-        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(bound))
         stream = ctypes.c_void_p(_current_stream())
         code = _driver().cuLaunchKernel(self._function, *sizes, stream, parameters, None)
         if code:
             raise RuntimeError(f"cuLaunchKernel failed with CUDA error {code}")
 
 
-class CudaLibrary:
+class CudaLibrary(Library):
     """The kernels of one shader, compiled by NVRTC. Takes Metal source or translate()'s output.
 
     Raises:
@@ -87,18 +71,9 @@ class CudaLibrary:
         _ensure_context()
         module = _load_module(compile_cuda(code, _architecture(), options))
         self._kernels = {
-            k.host_name: CudaKernel(self, k, _function(module, f"msl_launch_{n}"))
+            k.host_name: CudaKernel(k, _function(module, f"msl_launch_{n}"))
             for n, k in enumerate(kernels)
         }
-
-    def __getattr__(self, name: str) -> CudaKernel:
-        kernels = self.__dict__.get("_kernels", {})
-        if name not in kernels:
-            raise AttributeError(f"no kernel named {name}; there are {', '.join(kernels)}")
-        return kernels[name]
-
-    def __dir__(self) -> list[str]:
-        return list(self._kernels)
 
 
 def _pack(kernel: Kernel, args: tuple[Any, ...], arg_casts: Any) -> tuple[_Arguments, int | None]:

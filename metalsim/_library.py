@@ -6,51 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from . import _process
-from ._arguments import check_casts, grid_of
+from ._convention import CallableKernel, Library
 from ._diagnostics import Diagnostics, parse_findings
-from ._layout import lay_out
+from ._layout import Layout, lay_out
 from ._signatures import Kernel
 from ._toolchain import build
 
 
-class CpuKernel:
-    """One kernel; calling it runs it to completion, with torch.mps's call convention."""
-
-    thread_execution_width = 32
+class CpuKernel(CallableKernel):
+    """One kernel; calling it runs it to completion and writes outputs back."""
 
     def __init__(self, library: CpuLibrary, kernel: Kernel) -> None:
         self._library, self._kernel = library, kernel
         self.max_threads_per_threadgroup = kernel.max_threads
         self.static_thread_group_memory_length = 0  # known once the kernel has run
 
-    def __call__(
-        self,
-        *args: Any,
-        threads: int | list[int] | tuple[int, ...] | None = None,
-        group_size: int | list[int] | tuple[int, ...] | None = None,
-        arg_casts: str | dict[int, str] | None = None,
-        error_buf_idx: int | None = None,
-    ) -> None:
-        """Binds argument i to buffer i, runs `threads` threads and writes outputs back.
-
-        Raises:
-            Diagnostics: in checked mode, when the kernel breaks a rule.
-            RuntimeError: for arguments that cannot be bound, a crash or a time-out.
-            ValueError: for too large a group.
-        """
-        check_casts(arg_casts)
+    def _bind(self, args: tuple[Any, ...], arg_casts: Any) -> tuple[Layout, int | None]:
         layout = lay_out(self._kernel, args, arg_casts)
-        limit = self._kernel.max_threads
-        grid, group = grid_of(threads, group_size, layout.first_numel, limit)
-        if 0 in grid:
-            return
+        return layout, layout.first_numel
+
+    def _launch(self, bound: Layout, grid: list[int], group: list[int]) -> None:
         with _process.lock():
             worker = _process.worker()
-            base = worker.memory.reserve(layout.size)
-            layout.copy_in(base)
-            answer = worker.request(self._message(layout, grid, group, worker.memory))
+            base = worker.memory.reserve(bound.size)
+            bound.copy_in(base)
+            answer = worker.request(self._message(bound, grid, group, worker.memory))
             self._raise_for(answer)
-            layout.copy_out(base)
+            bound.copy_out(base)
 
     def _message(self, layout, grid, group, memory) -> dict[str, Any]:
         return {
@@ -78,7 +60,7 @@ class CpuKernel:
             raise Diagnostics(name, findings)
 
 
-class CpuLibrary:
+class CpuLibrary(Library):
     """The kernels of one shader as attributes. `seed` may be changed between launches."""
 
     def __init__(
@@ -94,13 +76,4 @@ class CpuLibrary:
         self.path, kernels = build(source, name, check)
         self.check, self.seed, self.timeout = check, seed, timeout
         self.partial_collectives = partial_collectives
-        self._kernels = {k.host_name: k for k in kernels}
-
-    def __getattr__(self, name: str) -> CpuKernel:
-        kernels = self.__dict__.get("_kernels", {})
-        if name not in kernels:
-            raise AttributeError(f"no kernel named {name}; there are {', '.join(kernels)}")
-        return CpuKernel(self, kernels[name])
-
-    def __dir__(self) -> list[str]:
-        return list(self._kernels)
+        self._kernels = {k.host_name: CpuKernel(self, k) for k in kernels}

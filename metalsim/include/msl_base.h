@@ -28,6 +28,18 @@ using ulong = unsigned long;
 using size_t = decltype(sizeof(0));
 using ptrdiff_t = long;
 
+// ---- the types of <metal_atomic> ----------------------------------------------------------------
+enum memory_order { memory_order_relaxed };
+template <class T>
+struct _atomic {
+  T msl_value;
+};
+template <class T>
+using atomic = _atomic<T>;
+using atomic_int = _atomic<int>;
+using atomic_uint = _atomic<uint>;
+using atomic_float = _atomic<float>;
+
 // ---- the part of <metal_type_traits> that kernels use -----------------------------------------
 template <class T, T V>
 struct integral_constant {

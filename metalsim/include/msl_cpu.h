@@ -1,14 +1,10 @@
 // CPU back end: every thread of the grid is a fiber, collectives are rendezvous in the runtime.
 #pragma once
-#include "msl_math.h"
+#include "msl_launch.h"
 
 #define MSL_UNCHECKED __attribute__((no_sanitize("thread")))
 #define MSL_COLLECTIVE inline __attribute__((noinline, no_sanitize("thread"), nodebug))
 #define MSL_KERNEL static __attribute__((noinline))
-#define MSL_AS_device
-#define MSL_AS_constant
-#define MSL_AS_thread
-#define MSL_AS_threadgroup
 #define MSL_CONSTANT_CONSTEXPR static constexpr
 #define MSL_CONSTANT static const
 
@@ -66,16 +62,6 @@ MSL_FN T msl_shuffle(T value, unsigned source, msl_site site, const char* name) 
 
 // ---- atomics: fibers only switch inside collectives, so plain code is atomic ------------------
 namespace metal {
-enum memory_order { memory_order_relaxed };
-template <class T>
-struct _atomic {
-  T msl_value;
-};
-template <class T>
-using atomic = _atomic<T>;
-using atomic_int = _atomic<int>;
-using atomic_uint = _atomic<uint>;
-using atomic_float = _atomic<float>;
 // The check is inlined, so that it is reported at the caller's line; the access itself is not
 // checked.
 template <class T>
@@ -136,29 +122,7 @@ MSL_COLLECTIVE T& msl_threadgroup() {
   const size_t align = alignof(T) < 16 ? 16 : alignof(T);
   return *(T*)msl_rt_threadgroup(&msl_threadgroup_key<T, Id>::here, sizeof(T), align);
 }
-struct msl_pointer_argument {
-  void* p;
-  template <class T>
-  operator T*() const {
-    return (T*)p;
-  }
-};
-struct msl_reference_argument {
-  void* p;
-  template <class T>
-  operator T&() const {
-    return *(T*)p;
-  }
-};
-struct msl_builtin {
-  const unsigned* v;
-  operator uint() const { return v[0]; }
-  operator ushort() const { return (ushort)v[0]; }
-  operator uint2() const { return uint2(v[0], v[1]); }
-  operator uint3() const { return uint3(v[0], v[1], v[2]); }
-  operator ushort2() const { return ushort2(v[0], v[1]); }
-  operator ushort3() const { return ushort3(v[0], v[1], v[2]); }
-};
+using msl_builtin = msl_builtin_of<const unsigned*>;
 #define MSL_BUILTIN_thread_position_in_grid \
   msl_builtin { msl_current->position }
 #define MSL_BUILTIN_threadgroup_position_in_grid \

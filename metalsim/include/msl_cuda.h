@@ -1,14 +1,10 @@
 // CUDA back end, experimental (NVRTC with -default-device): simdgroups are warps.
 #pragma once
 #define MSL_CUDA 1
-#include "msl_math.h"
+#include "msl_launch.h"
 
 #define MSL_COLLECTIVE __device__ __forceinline__
 #define MSL_KERNEL static __device__ __forceinline__
-#define MSL_AS_device
-#define MSL_AS_constant
-#define MSL_AS_thread
-#define MSL_AS_threadgroup
 #define MSL_CONSTANT_CONSTEXPR static __device__ constexpr
 #define MSL_CONSTANT static __device__ const
 
@@ -53,16 +49,6 @@ MSL_FN unsigned msl_gather(T value, T* slots, msl_site, const char*) {
 #include "msl_simdgroup_matrix.h"
 
 namespace metal {
-enum memory_order { memory_order_relaxed };
-template <class T>
-struct _atomic {
-  T msl_value;
-};
-template <class T>
-using atomic = _atomic<T>;
-using atomic_int = _atomic<int>;
-using atomic_uint = _atomic<uint>;
-using atomic_float = _atomic<float>;
 template <class T>
 MSL_FN T atomic_load_explicit(const volatile _atomic<T>* p, memory_order) {
   return p->msl_value;
@@ -95,31 +81,9 @@ struct msl_arguments {  // mirrored in _cuda.py; no padding but `unused`
   alignas(16) unsigned char blob[2048];
 };
 static_assert(sizeof(msl_arguments) == 31 * 8 + 6 * 4 + 2048, "there is padding");
-struct msl_pointer_argument {
-  void* p;
-  template <class T>
-  __device__ operator T*() const {
-    return (T*)p;
-  }
-};
-struct msl_reference_argument {
-  void* p;
-  template <class T>
-  __device__ operator T&() const {
-    return *(T*)p;
-  }
-};
 #define MSL_ARGUMENT(i) \
   ((a.in_blob >> i & 1) ? (void*)(a.blob + a.pointer[i]) : (void*)a.pointer[i])
-struct msl_builtin {
-  unsigned v[3];
-  __device__ operator uint() const { return v[0]; }
-  __device__ operator ushort() const { return (ushort)v[0]; }
-  __device__ operator uint2() const { return uint2(v[0], v[1]); }
-  __device__ operator uint3() const { return uint3(v[0], v[1], v[2]); }
-  __device__ operator ushort2() const { return ushort2(v[0], v[1]); }
-  __device__ operator ushort3() const { return ushort3(v[0], v[1], v[2]); }
-};
+using msl_builtin = msl_builtin_of<unsigned[3]>;
 #define MSL_POSITION(d) (blockIdx.d * blockDim.d + threadIdx.d)
 #define MSL_REST(d, i) (a.grid[i] - blockIdx.d * blockDim.d)
 #define MSL_TAIL(d, i) (blockDim.d < MSL_REST(d, i) ? blockDim.d : MSL_REST(d, i))

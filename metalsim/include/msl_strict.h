@@ -192,16 +192,6 @@ template <class D, class A, class B>
 void simdgroup_multiply(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>,
                         simdgroup_matrix<B, 8, 8>);
 
-enum memory_order { memory_order_relaxed };
-template <class T>
-struct _atomic {
-  T msl_value;
-};
-template <class T>
-using atomic = _atomic<T>;
-using atomic_int = _atomic<int>;
-using atomic_uint = _atomic<uint>;
-using atomic_float = _atomic<float>;
 #define MSL_DECLARE_ATOMIC(f, AS) \
   template <class T, class U>     \
   T f(volatile AS _atomic<T>*, U, memory_order);

@@ -41,6 +41,8 @@ def attend(q: Tensor, view: View | Parts, scale: float, tile: int | None = None)
         return _joined([_partial(q, part, scale, tile) for part in view.views], q)
     if tile is None and fused(view.k.format.name, view.v.format.name, q.shape[-1], q.device):
         return _fused(q, view, scale)
+    if view.hidden is None and _fits(view, q.shape[2], tile or DECODE_TILE):
+        return _one_token(q, view, scale)
     return _joined([_partial(q, view, scale, tile)], q)
 
 
@@ -85,10 +87,18 @@ def _rescaled(part: _Partial, high: Tensor) -> _Partial:
     return replace(part, out=part.out * share, total=part.total * share)
 
 
+def _one_token(q: Tensor, view: View, scale: float) -> Tensor:
+    """Decoding, the same in few calls, which are what one token costs: [B, H, 1, D]."""
+    rows = (q * scale).reshape(q.shape[0], view.k.data.shape[1], -1, q.shape[-1])
+    weights = (_query(rows, view) @ view.keys(0, view.n).mT).softmax(-1)
+    out = unrotate_product(weights @ view.v.read(0, view.n), view.v.format.rotation)
+    return out[..., : q.shape[-1]].reshape(q.shape)
+
+
 def fused(k_format: str, v_format: str, head_dim: int, device: torch.device) -> bool:
     """Whether shaders attend over heads of these formats, and not torch."""
-    handled = all(ops.attention.handles(name, head_dim) for name in (k_format, v_format))
-    return handled and ops.runs_shader("kv_attention", device)
+    handled = (ops.attention.handles(name, head_dim) for name in (k_format, v_format))
+    return ops.runs_shader("kv_attention", device) and all(handled)
 
 
 def _fused(q: Tensor, view: View, scale: float) -> Tensor:

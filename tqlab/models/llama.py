@@ -3,7 +3,6 @@
 GGUF converters permute the rows of q and k for interleaved rope; the file's order is used as it is.
 """
 
-import torch
 from torch.nn.functional import silu
 
 from ..attention import attend
@@ -20,10 +19,9 @@ class Layer:
             return f"blk.{i}.{part}.weight"
 
         q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads[i] * c.head_dim
-        self.splits = (q_dim, kv_dim, kv_dim)
         self.attn_norm = w.vector(name("attn_norm"), c.n_embd)
         qkv = [name(part) for part in ("attn_q", "attn_k", "attn_v")]
-        self.qkv = w.matrix(*qkv, rows=self.splits, columns=c.n_embd)
+        self.qkv = w.matrix(*qkv, rows=(q_dim, kv_dim, kv_dim), columns=c.n_embd)
         self.out = w.matrix(name("attn_output"), rows=c.n_embd, columns=q_dim)
         self.ffn_norm = w.vector(name("ffn_norm"), c.n_embd)
         gate_up = [name("ffn_gate"), name("ffn_up")]
@@ -51,16 +49,16 @@ class Llama(Decoder):
         c, x = self.config, self.embed.rows(ids)
         cos, sin = self.rope.tables(cache, ids.shape[1])
         for i, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, rms_norm(x, layer.attn_norm, c.rms_eps))
-            view = cache.update_and_fetch(i, self.rotate(k, cos, sin), v)
-            o = attend(self.rotate(q, cos, sin), view, c.head_dim**-0.5)
+            qkv = self._heads(layer, rms_norm(x, layer.attn_norm, c.rms_eps))
+            turned = self.rotate(qkv[:, : -c.n_kv_heads[i]], cos, sin)
+            q, k, v = turned[:, : c.n_heads], turned[:, c.n_heads :], qkv[:, -c.n_kv_heads[i] :]
+            o = attend(q, cache.update_and_fetch(i, k, v), c.head_dim**-0.5)
             x = x + layer.out(o.transpose(1, 2).flatten(2))
             gate, up = layer.gate_up(rms_norm(x, layer.ffn_norm, c.rms_eps)).chunk(2, -1)
             x = x + layer.down(silu(gate).mul_(up))
         return rms_norm(x, self.out_norm, c.rms_eps)
 
     def _heads(self, layer, x):
-        """[B, T, n_embd] -> q, k, v, each [B, heads, T, head_dim]."""
-        parts = torch.split(layer.qkv(x), layer.splits, -1)
-        dim = self.config.head_dim
-        return [p.view(*p.shape[:2], -1, dim).transpose(1, 2) for p in parts]
+        """Of q, then k, then v: [B, T, n_embd] -> [B, heads, T, head_dim]."""
+        y = layer.qkv(x)
+        return y.view(*y.shape[:2], -1, self.config.head_dim).transpose(1, 2)

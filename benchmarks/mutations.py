@@ -21,6 +21,10 @@ class Mutant:
         return f"{self.file}:{self.line} {self.operator}: {change}"
 
 
+DECLARATION = re.compile(
+    r"\s*(?!return\b)(?:\w+ )*[\w:]+(?:<[^;=]*>)? \w+(?:\[[^=;]*\])*(?:, \w+(?:\[[^=;]*\])*)*;"
+)
+
 # ---- operators: each yields changed versions of one line of code
 
 
@@ -70,8 +74,8 @@ def shuffle(text: str) -> Iterator[str]:
 
 
 def index(text: str) -> Iterator[str]:
-    if re.match(r"\s*(?:threadgroup|thread|const|constexpr)?\s*\w+ \w+(\[[^=]*\])+;", text):
-        return  # a declaration
+    if DECLARATION.match(text):
+        return
     for match in re.finditer(r"(?<=[\w\])])\[(?!\[)", text):
         end = closing(text, match.start())
         if end > 0:

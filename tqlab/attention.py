@@ -61,7 +61,7 @@ def _partial(q: Tensor, view: View, scale: float, tile: int | None) -> _Partial:
     kv_heads = view.k.data.shape[1]
     tile = tile or (DECODE_TILE if steps < 16 else PREFILL_TILE)
     read = _at_once if _fits(view, steps, tile) else _tiled
-    query = _query(q.reshape(batch, kv_heads, -1, dim) * (scale * _LOG2_E), view)
+    query = _query(q.reshape(batch, kv_heads, -1, dim), view) * (scale * _LOG2_E)
     query = query.view(batch, kv_heads, heads // kv_heads, steps, -1).transpose(2, 3)
     return _Partial(*read(query.contiguous(), view, tile), view.v.format.rotation)
 

@@ -4,7 +4,6 @@ All are orthogonal, so inner products survive: <R q, R k> = <q, k>.
 Source: TurboQuant (arXiv 2504.19874) section 3; sign arrays: spec formats 2.1 and 2.2.
 """
 
-import threading
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +16,7 @@ _S2_128 = (0x16ACEE90, 0x3F628FDC, 0xB7A5357A, 0xBEA56562)
 _T_32 = (0x696B4B4A,)
 
 _FEW_COLUMNS = 64  # up to these, calls cost more than arithmetic
-_LOCAL = threading.local()  # buffers of small transforms, one set a thread
+_PAIR = np.array([[1, 1], [1, -1]], np.float32)
 
 # name -> (group size, signs before the transform, signs after it, 1/sqrt(group))
 _ROTATIONS = {
@@ -56,8 +55,9 @@ def butterflies(x: Tensor) -> Tensor:
     n, cols = x.shape
     if n & (n - 1):
         raise ValueError(f"a Walsh-Hadamard transform needs a power of two, not {n} points")
-    if x.device.type == "cpu" and cols <= _FEW_COLUMNS and x.dtype == torch.float32:
-        return torch.from_numpy(small_butterflies(x.T.numpy())).T
+    few = n > 1 and cols <= _FEW_COLUMNS
+    if x.device.type == "cpu" and few and x.dtype == torch.float32:
+        return torch.from_numpy(small_butterflies(x.T.numpy()))
     src, dst = x, torch.empty_like(x, memory_format=torch.contiguous_format)
     spare = torch.empty_like(dst) if n > 2 else dst
     h = 1
@@ -72,33 +72,16 @@ def butterflies(x: Tensor) -> Tensor:
 
 
 def small_butterflies(x: np.ndarray) -> np.ndarray:
-    """The same of rows, in numpy over buffers and views made once: calls are what a token costs.
+    """The same of rows, in numpy: calls are what a single token costs.
 
-    Shapes: float32 [N, n] -> [N, n]
+    Shapes: float32 [N, n] -> [n, N]
+    A stage is a product with [[1, 1], [1, -1]], whose sums of two terms are rounded once, as ever;
+    it takes the lowest bit of the index and leaves it on top, so that the last restores the order.
     """
-    plans = _LOCAL.__dict__.setdefault("plans", {})
-    if x.shape not in plans:
-        plans[x.shape] = _plan(*x.shape)
-    first, stages, last = plans[x.shape]
-    first[...] = x
-    for a, b, total, difference in stages:
-        np.add(a, b, out=total)
-        np.subtract(a, b, out=difference)
-    return last.copy()
-
-
-def _plan(rows: int, n: int):
-    """Two buffers and, for each stage, views of its inputs in one and its outputs in the other.
-
-    Neighbours are paired and their sums put before all differences, which turns the index by a bit:
-    so every stage meets the pairs of its h as neighbours, and the last leaves natural order.
-    """
-    src, dst = first, _ = np.empty((2, rows, n), np.float32)
-    stages = []
+    rows, n = x.shape
     for _ in range(n.bit_length() - 1):
-        stages.append((src[:, ::2], src[:, 1::2], dst[:, : n // 2], dst[:, n // 2 :]))
-        src, dst = dst, src
-    return first, stages, src
+        x = np.dot(_PAIR, x.reshape(-1, 2).T)
+    return x.reshape(n, rows)
 
 
 def rotate_columns(x: Tensor, rotation: str) -> Tensor:
@@ -156,7 +139,7 @@ def rotate_product(x: Tensor, rotation: str | None) -> Tensor:
     if rotation is None:
         return x
     m = matrix(rotation, x.device)
-    return (x.reshape(-1, len(m)) @ m).view(x.shape)
+    return (x.reshape(-1, m.shape[0]) @ m).view(x.shape)
 
 
 def unrotate_product(y: Tensor, rotation: str | None) -> Tensor:
@@ -164,7 +147,7 @@ def unrotate_product(y: Tensor, rotation: str | None) -> Tensor:
     if rotation is None:
         return y
     m = matrix(rotation, y.device)
-    return (y.reshape(-1, len(m)) @ m.T).view(y.shape)
+    return torch.nn.functional.linear(y.reshape(-1, m.shape[0]), m).view(y.shape)
 
 
 def haar(n: int, seed: int = 0) -> Tensor:

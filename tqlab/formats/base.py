@@ -215,5 +215,6 @@ def bytes_half(b: Tensor) -> Tensor:
 
 def reinterpret(b: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes as `dtype`: uint8 [..., n] -> [..., n / itemsize]; an unaligned slice is copied."""
-    b = b.contiguous()
-    return (b.clone() if b.storage_offset() % dtype.itemsize else b).view(dtype)
+    steps = (b.storage_offset(), *b.stride()[:-1])
+    aligned = b.stride(-1) == 1 and not any(step % dtype.itemsize for step in steps)
+    return (b if aligned else b.clone(memory_format=torch.contiguous_format)).view(dtype)

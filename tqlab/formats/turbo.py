@@ -61,11 +61,10 @@ class Turbo(Format):
         reached = rotated.reshape(-1) >= _column(self.thresholds)
         index = np.add.reduce(reached.view(np.uint8), 0, np.uint8).reshape(rotated.shape)
         codes = _column(self.table).take(index)
-        length = np.sqrt(np.add.accumulate(codes * codes, 1)[:, -1:])
-        norm = np.where(length > TINY, norm / length, norm)
+        norm /= np.sqrt(np.add.accumulate(codes * codes)[-1:].T)  # no table holds 0
         out = np.zeros((len(blocks), self.block_bytes), np.uint8)
         out[:, :2] = norm.astype(np.float16).view(np.uint8)
-        out[:, self.header :] = self._pack(index.T, np.concatenate).T
+        out[:, self.header :] = self._pack(index, np.concatenate).T
         return out
 
     def _pack(self, index, cat=torch.cat):
@@ -103,7 +102,7 @@ def _column(values: tuple[float, ...]) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _diagonals(rotation: str) -> tuple[np.ndarray, np.ndarray]:
     before, after = rot._signs(rotation, torch.device("cpu"))
-    return before.numpy().T, after.numpy().T
+    return before.numpy().T, after.numpy()
 
 
 @lru_cache(maxsize=16)

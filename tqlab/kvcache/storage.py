@@ -55,11 +55,11 @@ class PackedHeads:
 
     def write(self, start: int, x: Tensor) -> None:
         """Pack x, float [B, H_kv, T, D], into slots start .. start + T."""
-        self.data[:, :, start : start + x.shape[2]] = self.pack(x)
+        self.data.narrow(2, start, x.shape[2]).copy_(self.pack(x))
 
     def read(self, start: int, stop: int) -> Tensor:
         """Slots start .. stop, float32 [B, H_kv, stop - start, padded D], rotated domain."""
-        packed = self.data[:, :, start:stop]
+        packed = self.data.narrow(2, start, stop - start)
         if metal.engine(packed.device):
             return ops.dequantize_rows(packed.contiguous(), self.format.name, rotated=True)
         return self.format.dequantize(packed, rotated=True)

@@ -54,6 +54,42 @@ def test_sweep_writes_rows_and_a_figure(run, tiny_path, tmp_path):
     assert "q8_0 / turbo4" in out
 
 
+def test_recipes_in_place_of_formats(run, tiny_path, tmp_path):
+    """By name, from a file, in pairs; the parts are in the rows and beside the table."""
+    (tmp_path / "own.toml").write_text('k = "turbo3"\nv = "q8_0"\nsinks = 3\n')
+    words = ("ppl", tiny_path, "--text", "TMP/text.txt", "--ctx", 32, "--chunks", 1)
+    status, out, _ = run(*words, "--recipe", "TMP/own.toml", "--offset", 9)
+    assert status == 0
+    assert "own: K turbo3, V q8_0, 3 first tokens f16" in out
+    assert "positions from 9 on" in out
+    row = json.loads(run(*words, "--recipe", "w3", "--json")[1])
+    assert (row["k"], row["v"], row["offset"]) == ("w3", "w3", 0)
+    assert "K turbo3, V turbo3" in row["recipe"]
+    words = ("sweep", tiny_path, "--text", "TMP/text.txt", "--ctx", 32, "--chunks", 1)
+    status, out, _ = run(*words, "--pairs", "f16/f16,w3", "--out", "TMP/rows.jsonl")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["f16", "w3"]
+    status, out, _ = run("generate", tiny_path, "-p", "hello", "-n", 3, "--recipe", "w3", "--json")
+    assert status == 0
+    assert len(json.loads(out)["tokens"]) <= 3
+
+
+def test_calibrate_writes_a_file_that_a_recipe_names(run, tiny_path, tmp_path):
+    (tmp_path / "learn.txt").write_text("world hell low 21 " * 40)
+    words = ("calibrate", tiny_path, "--text", "TMP/learn.txt", "--chunks", 2, "--json")
+    status, out, _ = run(*words, "--out", "TMP/c.safetensors")
+    made = json.loads(out)
+    assert status == 0
+    assert (made["text"], made["chunks"], made["ctx"]) == ("learn.txt", 2, 128)
+    assert made["out"] == str(tmp_path / "c.safetensors")
+    recipe = 'k = "turbo3"\nv = "turbo3"\ntransform = "bal"\ncalibration = "c.safetensors"\n'
+    (tmp_path / "own.toml").write_text(recipe)
+    words = ("ppl", tiny_path, "--ctx", 32, "--chunks", 1, "--recipe", "TMP/own.toml")
+    status, out, _ = run(*words, "--text", "TMP/text.txt")
+    assert status == 0
+    assert "calibrated on learn.txt (2 x 128 tokens)" in out
+
+
 def test_doctor_says_what_is_here(run):
     status, out, _ = run("doctor", "--json")
     assert status == 0
@@ -90,6 +126,19 @@ def test_doctor_says_which_formats_attention_reads_in_shaders(run, monkeypatch):
             ("sweep", "MODEL", "--text", "TMP/text.txt", "--pairs", "f16"),
             "a pair is two format names",
         ),
+        (
+            ("ppl", "MODEL", "--text", "TMP/text.txt", "--recipe", "cw9"),
+            "unknown recipe 'cw9'; known: w3",
+        ),
+        (
+            ("ppl", "MODEL", "--text", "TMP/text.txt", "--recipe", "cw3", "-ctk", "f16"),
+            "--recipe cw3 decides K and V: leave out -ctk and -ctv",
+        ),
+        (
+            ("ppl", "MODEL", "--text", "TMP/text.txt", "--ctx", "64", "--offset", "100"),
+            "64 tokens from position 100 on exceed the context",
+        ),
+        (("calibrate", "MODEL", "--text", "TMP/short.txt"), "one chunk needs 128"),
         (("ppl", "TMP/text.txt", "--text", "TMP/text.txt"), "not a GGUF file"),
         (("ppl", "MODEL", "--text", "TMP/text.txt", "--device", "tpu"), "unknown device 'tpu'"),
         (("ppl", "MODEL", "--text", "TMP/text.txt", "--weights", "thin"), "unknown weights mode"),

@@ -7,6 +7,7 @@ import torch
 
 import tqlab
 from tqlab.gguf_file import GGUFError
+from tqlab.models.matrices import Dense
 
 
 def random_ids(batch, steps, seed=0):
@@ -284,3 +285,28 @@ def test_unknown_architecture_and_options(load, oracle):
         load(tinyllama.gguf_file(oracle), weights="sparse")
     with pytest.raises(ValueError, match="unknown name 'no-such-model'"):
         tqlab.load_model("no-such-model", device="cpu")
+
+
+# ---- dense products
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(24, 10), (10, 24), (7, 5)])
+@pytest.mark.parametrize("rows", [(), (1,), (1, 1), (2, 1), (3,)])
+def test_dense_products(threads, shape, rows):
+    """Blocks of rows on several threads, or one product: the same, whatever lies contiguous."""
+    source = torch.Generator().manual_seed(threads)
+    sizes = shape, (*rows, shape[1])
+    w, x = (torch.randn(*s, dtype=torch.float64, generator=source) for s in sizes)
+    for weight in (w.float(), w.float().mT.contiguous().mT):
+        found = Dense(weight)(x.float())
+        torch.testing.assert_close(found, (x @ w.T).float(), rtol=1e-5, atol=1e-5)
+        across = torch.stack([x.float()] * 2, -1)[..., 0]  # values that are not neighbours
+        assert torch.equal(Dense(weight)(across), found)

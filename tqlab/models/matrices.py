@@ -1,5 +1,7 @@
 """Matrices as a model applies them: dense float32, or packed and unpacked at use."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
@@ -8,6 +10,7 @@ from .. import ops
 from ..gguf_file import dequantize, type_layout
 
 _TILE_VALUES = 1 << 22  # values unpacked at once by a packed matrix: 16 MB
+_CORES = 4  # that one vector's product is spread over: more are not faster than the memory
 
 
 class Matrix:
@@ -40,7 +43,12 @@ class Dense(Matrix):
         return self.weight.nbytes
 
     def __call__(self, x):
-        return linear(x, self.weight)
+        blocks = math.gcd(self.weight.shape[0], min(torch.get_num_threads(), _CORES))
+        if x.device.type != "cpu" or blocks == 1 or x.shape[:-1].numel() != 1:
+            return linear(x, self.weight)
+        # MKL keeps one vector's product on one core; blocks of rows, as a batch, go to all of them.
+        w = self.weight.unflatten(0, (blocks, -1)).mT
+        return torch.bmm(x.reshape(1, 1, -1).expand(blocks, 1, -1), w).view(*x.shape[:-1], -1)
 
     def rows(self, ids):
         return embedding(ids, self.weight)

@@ -98,7 +98,7 @@ def test_pruning_experts_leaves_the_cache_alone():
     rows = measure.cache_rows(names, [("turbo3", "turbo3")], [8192])
     assert rows[0]["bytes"] == rows[1]["bytes"]
     panels = plots.cache_bytes(rows + measure.cache_rows(["31B"], [("turbo3", "turbo3")], [8192]))
-    assert [ax.get_title(loc="left") for ax in panels.axes] == ["\n".join(names), "31B"]
+    assert [ax.get_title(loc="left") for ax in panels.axes] == ["\nand ".join(names), "31B"]
 
 
 # ---- files
@@ -227,7 +227,10 @@ def test_kl_along_draws_a_panel_a_row():
 def test_the_commands_in_the_notebook_are_the_command_lines():
     """Every line that starts with tqlab, read by the real parser."""
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
-    lines = [line for c in cells if c["cell_type"] == "markdown" for line in c["source"]]
+    texts = [
+        "".join(c["source"]).replace("\\\n", "") for c in cells if c["cell_type"] == "markdown"
+    ]
+    lines = [line for text in texts for line in text.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("tqlab ")]
     assert {c[1] for c in commands} >= {"fetch", "convert", "quantize", "generate"}
     for command in commands:

@@ -1,5 +1,6 @@
 """Quantising files: the right bytes, the right types for the right tensors, bounded memory."""
 
+import itertools
 import struct
 
 import gguf
@@ -171,6 +172,8 @@ def test_the_table_says_what_was_substituted(tmp_path, source, capsys):
     printed = capsys.readouterr().out
     row = next(r for r in done.rows if r.role == "blk.*.ffn_down" and r.target == "q5_0")
     assert (row.count, row.source, row.note) == (4, "f32", "for q4_k, which is not written here")
+    roles = [r.role for r in done.rows]
+    assert len(roles) > len(set(roles)) == len(list(itertools.groupby(roles))), "alike side by side"
     assert row.bytes_before == 4 * FF * D * 4
     assert row.bytes_after == 4 * FF * D * 22 // 32
     line = next(x for x in printed.splitlines() if "for q4_k" in x and "ffn_down " in x)

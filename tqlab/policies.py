@@ -117,7 +117,7 @@ def _stays(info: TensorInfo) -> bool:
 
 
 def table(moves: list[Move]) -> list[Row]:
-    """Tensors of the same role, types and note counted together, in file order."""
+    """Tensors of the same role, types and note counted together, roles in file order."""
     groups: dict[tuple, list[Move]] = {}
     for m in moves:
         role = re.sub(r"^blk\.\d+\.", "blk.*.", m.source.name.removesuffix(".weight"))
@@ -126,7 +126,7 @@ def table(moves: list[Move]) -> list[Row]:
     def total(of, group):
         return sum(of(m) for m in group)
 
-    return [
+    rows = [
         Row(
             *(role, len(group), source, target),
             total(lambda m: m.source.nbytes, group),
@@ -135,11 +135,13 @@ def table(moves: list[Move]) -> list[Row]:
         )
         for (role, source, target, note), group in groups.items()
     ]
+    roles = [r.role for r in rows]
+    return sorted(rows, key=lambda r: roles.index(r.role))
 
 
 def format_table(rows: list[Row]) -> str:
     """The table as text, sizes in MB."""
-    head = ("tensors", "count", "from", "to", "MB", "-> MB", "note")
+    head = ("tensors", "count", "from", "to", "MB before", "MB after", "note")
     lines = [head] + [
         (
             *(r.role, str(r.count), r.source, r.target),

@@ -90,9 +90,10 @@ def cache_bytes(rows) -> Figure:
         fig, grid = axes(1, len(panels), (8.6, 4.0), sharey=True, squeeze=False)
         for ax, (models, own) in zip(grid[0], panels, strict=True):
             _cache_panel(ax, own)
-            ax.set_title("\n".join(models), fontsize=9.8)
+            ax.set_title("\nand ".join(models), fontsize=9.8)
             ax.set_xlabel("context (tokens)")
         grid[0][0].set_ylabel("KV cache (GiB)")
+        grid[0][0].yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
         handles, names = grid[0][0].get_legend_handles_labels()
         fig.legend(handles, names, loc="outside lower center", ncols=len(names))
     return fig

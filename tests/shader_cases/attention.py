@@ -42,11 +42,12 @@ class Setting:
     window: int | None = None
     pads: tuple[int, ...] | None = None
     spare: int = 0  # unused slots behind the n, full of NaN
+    peak: bool = False  # the last key's score tops the others by more than exp can take
 
     def __str__(self):
         shape = f"T{self.steps} n{self.n} H{self.kv_heads}x{self.group} B{self.batch}"
         mask = "".join(f" {k}{v}" for k, v in (("w", self.window), ("p", self.pads)) if v)
-        return f"{shape}{mask} spare{self.spare}"
+        return f"{shape}{mask} spare{self.spare}{' peak' * self.peak}"
 
 
 def pack(name: str, x: torch.Tensor, spare: int = 0) -> torch.Tensor:
@@ -61,7 +62,10 @@ def pack(name: str, x: torch.Tensor, spare: int = 0) -> torch.Tensor:
 def attends(k_format: str, v_format: str, dim: int, dtype: torch.dtype, s: Setting) -> None:
     q = (2 * gaussian(s.batch, s.kv_heads * s.group, s.steps, dim, seed=s.n)).to(dtype)
     shape = (s.batch, s.kv_heads, s.n, dim)
-    k = pack(k_format, gaussian(*shape, seed=1), s.spare)
+    keys = gaussian(*shape, seed=1)
+    if s.peak:
+        keys[:, :, -1] = 4 * q[:, :: s.group, -1].float()
+    k = pack(k_format, keys, s.spare)
     # Sizes that differ from key to key and from value to value show weights and sums mixed up.
     v = pack(v_format, gaussian(*shape, seed=2) * (torch.arange(s.n)[:, None] % 7 + 1), s.spare)
     pads = None if s.pads is None else torch.tensor(s.pads, dtype=torch.int32)

@@ -15,6 +15,7 @@ CASES = [
     case(attends, *MAIN, Setting(1, 1, group=2)),
     case(attends, *MAIN, Setting(1, 250, kv_heads=1, group=1)),  # keys in every stretch
     case(attends, *MAIN, Setting(1, 2100, kv_heads=1, group=1)),  # 36 stretches: over 32 lanes
+    case(attends, *MAIN, Setting(1, 200, kv_heads=1, group=1, peak=True)),
     case(attends, *MAIN, Setting(3, 70, batch=2, window=9, pads=(3, 69))),
     case(attends, *MAIN, Setting(2, 70, batch=2, window=40, spare=5)),
     case(attends, *MAIN, Setting(4, 40, batch=3, pads=(0, 38, 40))),

@@ -21,6 +21,7 @@ CASES = [
     # A window that skips whole tiles, and a row whose padding hides every key of some queries.
     case(attends, *MAIN, Setting(20, 70, kv_heads=1, batch=2, window=9, pads=(0, 65))),
     case(attends, *MAIN, Setting(33, 34, kv_heads=1, group=1, pads=(34,))),
+    case(attends, *MAIN, Setting(9, 70, kv_heads=1, group=1, peak=True)),
     *(case(attends, *MAIN[:3], dtype, Setting(9, 20, kv_heads=1)) for dtype in DTYPES[1:]),
     *(case(attends, k, v, d, f32, Setting(7, 37, kv_heads=1, spare=2)) for k, v, d in PAIRS),
     *(case(golden_by_tiles, pair) for pair in GOLDEN),

@@ -19,6 +19,7 @@ from .rotation import rotate_product, unrotate_product
 
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
 PREFILL_TILE, DECODE_TILE = 128, 512
+AT_ONCE = 2048  # keys up to which one token needs no tiles
 # The score of a hidden key. Finite, so that a query which sees nothing of a tile (or nothing at
 # all: padding) does not turn into NaN; any key it does see makes exp2(_HIDDEN - high) exactly 0.
 _HIDDEN = -1e30
@@ -41,7 +42,7 @@ def attend(q: Tensor, view: View | Parts, scale: float, tile: int | None = None)
         return _joined([_partial(q, part, scale, tile) for part in view.views], q)
     if tile is None and fused(view.k.format.name, view.v.format.name, q.shape[-1], q.device):
         return _fused(q, view, scale)
-    if view.hidden is None and _fits(view, q.shape[2], tile or DECODE_TILE):
+    if view.hidden is None and _fits(view, q.shape[2], tile or AT_ONCE):
         return _one_token(q, view, scale)
     return _joined([_partial(q, view, scale, tile)], q)
 

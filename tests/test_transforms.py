@@ -10,7 +10,7 @@ from tqlab.kvcache import KVCache, LayerShape, Policy
 from tqlab.models.base import rope_interleaved, rope_neox
 from tqlab.models.turn import Turn
 from tqlab.rotation import unrotate
-from tqlab.transforms import KINDS, balance, mean_position, mean_product, regular
+from tqlab.transforms import KINDS, RANGE, balance, mean_position, mean_product, regular
 
 HEADS, DIM, N = 2, 64, 40
 ROTATIONS = {"interleaved": rope_interleaved, "neox": rope_neox}
@@ -79,8 +79,8 @@ def test_columns_and_factors_are_the_product_with_a_turned_vector(turn):
 
 def test_means_over_positions_are_those_of_turned_vectors(turn, stats):
     """Against rope written out at every position."""
-    mean, positions = stats.mean[:, None].double(), torch.arange(8192)
-    every = turning(mean.expand(-1, 8192, -1), positions, turn.frequencies, turn.kind)
+    mean, positions = stats.mean[:, None].double(), torch.arange(RANGE)
+    every = turning(mean.expand(-1, RANGE, -1), positions, turn.frequencies, turn.kind)
     found = mean_position(mean, turn)
     torch.testing.assert_close(found, every.mean(1, keepdim=True), atol=1e-4, rtol=0)
     fast = turn.frequencies[:3] > 0.3  # such pairs have lost their offset
@@ -92,7 +92,7 @@ def test_moments_over_positions_are_those_of_turned_vectors(turn, stats):
     root = torch.linalg.cholesky(stats.cov.double()).mT
     every = [
         turning(root, torch.full((DIM,), p), turn.frequencies, turn.kind)
-        for p in range(0, 8192, 61)
+        for p in range(0, RANGE, 31)
     ]
     expected = sum(y.mT @ y for y in every) / len(every)
     scale = expected.diagonal(dim1=1, dim2=2).mean()

@@ -18,7 +18,10 @@ from .calibration import LayerStats
 from .rotation import rotate_product, unrotate_product
 
 EPS = 1e-3  # share of the mean variance added to both covariances before they are inverted
-POSITIONS, RANGE = 256, 8192  # random positions, and below what, for post-RoPE statistics
+# Post-RoPE statistics are means over positions below this. A longer range costs short contexts
+# (slow pairs keep less of their offset there), a shorter one long contexts: see LOG.md.
+RANGE = 4096
+POSITIONS = 256  # of them, at random, for products
 
 
 class Plain:
@@ -59,7 +62,7 @@ class Plain:
 
 
 class Centred(Plain):
-    """k - E[k], the mean over positions 0 .. 8191: offsets of the pairs that hardly turn."""
+    """k - E[k], the mean over positions: the offset of pairs that turn slowly, for all alike."""
 
     def __init__(self, stats: LayerStats, turn, rotation: str | None, padded_dim: int):
         super().__init__(rotation, padded_dim)
@@ -181,7 +184,7 @@ def positions(seed: int = 0) -> Tensor:
 
 
 def mean_position(x: Tensor, turn) -> Tensor:
-    """E[RoPE_p(x)] over every position below 8192: [H, 1, D] -> float64 [H, 1, D]."""
+    """E[RoPE_p(x)] over every position below RANGE: [H, 1, D] -> float64 [H, 1, D]."""
     turn.reserve(RANGE)
     every = torch.arange(RANGE, device=turn.device)
     return turn(x.float().to(turn.device), every).double().mean(-2, keepdim=True).cpu()

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import gguf
@@ -94,11 +96,11 @@ def _write(file: GGUFFile, dst: Path, moves: list[Move], file_type: int, progres
     metadata["general.quantization_version"] = encode("u32", 2)
     bar = Progress("quantize", len(moves)) if progress else contextlib.nullcontext()
     with GGUFWriter(dst, metadata, [m.plan for m in moves]) as out, _workers() as pool, bar:
-        for move in moves:
-            for piece in _converted(file, move, pool):
-                out.write(move.source.name, piece)
+        for name, pieces in groupby(_converted(file, moves, pool), key=itemgetter(0)):
+            for _, piece in pieces:
+                out.write(name, piece)
             if progress:
-                bar.step(move.source.name)
+                bar.step(name)
 
 
 @contextlib.contextmanager
@@ -119,15 +121,19 @@ def _cores() -> int:
     return min(known or 1, _MOST_WORKERS)
 
 
-def _converted(file: GGUFFile, move: Move, pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-    """The packed row blocks of one tensor in order; a few are in work at once."""
+def _converted(
+    file: GGUFFile, moves: list[Move], pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and packed row blocks of all tensors in order; a few blocks are in work at once."""
     pending: deque = deque()
-    for block in row_blocks(file, move.source.name):
-        pending.append(pool.submit(_convert, file.path, move, block))
-        if len(pending) > 2 * _cores():
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    for move in moves:
+        for block in row_blocks(file, move.source.name):
+            pending.append((move.source.name, pool.submit(_convert, file.path, move, block)))
+            if len(pending) > 2 * _cores():
+                name, done = pending.popleft()
+                yield name, done.result()
+    for name, done in pending:
+        yield name, done.result()
 
 
 def row_blocks(file: GGUFFile, name: str) -> Iterator[np.ndarray]:

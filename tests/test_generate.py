@@ -11,6 +11,7 @@ import torch
 import tqlab
 from tqlab.generate import Generation, Run, Sampling, choose, generate, probabilities
 from tqlab.models import load_model
+from tqlab.recipes import Recipe
 
 F32 = {"k": "f32", "v": "f32"}
 
@@ -62,6 +63,17 @@ def test_prompts_of_a_batch_do_not_see_each_other(endless):
     assert [g.tokens for g in batch] == [g.tokens for g in alone]
     assert [g.n_prompt for g in batch] == [g.n_prompt for g in alone]
     assert len(generate(endless, ["hello"], max_new_tokens=2)) == 1
+
+
+def test_a_recipe_keeps_every_rows_own_first_tokens(endless):
+    """Shorter prompts are padded: their first tokens lie further on, and are exact all the same."""
+    own = Recipe("own", "turbo3", "turbo3", sinks=2, window=3)
+    prompts = ["hello", "world world hello wor", "low"]
+    batch = generate(endless, prompts, own, own, max_new_tokens=12)
+    alone = [generate(endless, p, own, own, max_new_tokens=12) for p in prompts]
+    assert [g.tokens for g in batch] == [g.tokens for g in alone]
+    plain = generate(endless, prompts, "turbo3", "turbo3", max_new_tokens=12)
+    assert [g.tokens for g in batch] != [g.tokens for g in plain]
 
 
 def test_sampled_rows_draw_as_they_would_alone(endless):

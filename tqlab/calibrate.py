@@ -86,7 +86,7 @@ class _Recorder(Plain):
     def _kept(self, x: Tensor) -> Tensor:
         """float32 [1, H, T, D] behind rope -> float64 [H, T - skipped, D] before it."""
         kept = self._positions >= SKIPPED
-        return self._turn(x, self._positions, back=True)[0, :, kept].double().cpu()
+        return self._turn(x, self._positions, back=True)[0, :, kept].cpu().double()
 
     def stats(self) -> LayerStats:
         """What was seen, as float32."""

@@ -187,7 +187,7 @@ def mean_position(x: Tensor, turn) -> Tensor:
     """E[RoPE_p(x)] over every position below RANGE: [H, 1, D] -> float64 [H, 1, D]."""
     turn.reserve(RANGE)
     every = torch.arange(RANGE, device=turn.device)
-    return turn(x.float().to(turn.device), every).double().mean(-2, keepdim=True).cpu()
+    return turn(x.float().to(turn.device), every).cpu().double().mean(-2, keepdim=True)
 
 
 def mean_product(x: Tensor, turn) -> Tensor:
@@ -197,5 +197,5 @@ def mean_product(x: Tensor, turn) -> Tensor:
     for part in positions().to(turn.device).split(16):
         spread = partial(turn, positions=part[:, None, None])
         turned = spread(spread(x.float().to(turn.device)[None]).mT.contiguous())
-        total += turned.double().sum(0).cpu()
+        total += turned.cpu().double().sum(0)  # MPS has no float64
     return total / POSITIONS

@@ -103,6 +103,11 @@ def check_pair(pair) -> tuple[Side, Side]:
     return tuple(map(side, pair))
 
 
+def pair_name(row: dict) -> str:
+    """A row's "k/v", or the name of its recipe."""
+    return row["k"] if row.get("recipe") and row["k"] == row["v"] else f"{row['k']}/{row['v']}"
+
+
 def _configuration(model: Decoder, pieces, text: data.Text | None, reference, offset) -> dict:
     """Everything a point depends on except its formats."""
     return {

@@ -14,6 +14,7 @@ from .codebooks import (
     lloyd_max_rows,
     nearest,
 )
+from .compared import moved_rows, of_models, times_below
 from .described import DESCRIBED, Described, describe
 from .errors import (
     LOSSY,
@@ -29,10 +30,17 @@ from .errors import (
     spread_rows,
     verdict,
 )
+from .keys import (
+    attention_mass_rows,
+    first_token_rows,
+    key_rows,
+    spectrum_rows,
+    transfer_rows,
+)
 from .products import attention_rows, inner_product_rows
 from .published import beside_fork, symmetric_rows
 from .sensitivity import protection_rows, sensitivity_rows
-from .sizes import cache_rows, journey_rows, recipe_rows, role_rows
+from .sizes import cache_rows, context_rows, journey_rows, recipe_rows, role_rows
 from .vectors import (
     ROTATIONS,
     capture_kv,
@@ -52,6 +60,7 @@ __all__ = [
     "LOSSY_64",
     "ROTATIONS",
     "Described",
+    "attention_mass_rows",
     "attention_rows",
     "beside_fork",
     "cache_rows",
@@ -59,20 +68,25 @@ __all__ = [
     "cell_rows",
     "codebook_of",
     "codebook_rows",
+    "context_rows",
     "coordinate_rows",
     "coordinates",
     "describe",
     "error_rows",
+    "first_token_rows",
     "flat",
     "gaussian",
     "gguf_error_rows",
     "index_entropy",
     "inner_product_rows",
     "journey_rows",
+    "key_rows",
     "kl_along",
     "layer_rows",
     "lloyd_max_rows",
+    "moved_rows",
     "nearest",
+    "of_models",
     "offset_rows",
     "outlier_recipe_bits",
     "padding_rows",
@@ -86,9 +100,12 @@ __all__ = [
     "scale_rows",
     "sensitivity_rows",
     "smoke",
+    "spectrum_rows",
     "spiked",
     "spread_rows",
     "symmetric_rows",
+    "times_below",
+    "transfer_rows",
     "unrotated_queries",
     "verdict",
 ]

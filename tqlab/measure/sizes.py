@@ -3,9 +3,12 @@
 import math
 from pathlib import Path
 
+from ..calibrate import plan as plan_cache
 from ..gguf_file import GGUFFile
 from ..kvcache import KVCache
 from ..policies import Move, plan
+from ..recipes import pair_label
+from ..sweep import check_pair
 from .described import describe
 
 Row = dict
@@ -83,6 +86,24 @@ def cache_rows(names, pairs, contexts) -> list[Row]:
                 cache = KVCache(shapes, k, v, context, device="meta")
                 row = {"model": name, "k": k, "v": v, "context": context, "bytes": cache.nbytes}
                 rows.append(row | {"ring": _ring(cache)})
+    return rows
+
+
+def context_rows(model, pairs, contexts) -> list[Row]:
+    """Stored bits of a model's cache by context, exact tokens counted: built on the meta device.
+
+    `pairs` as in `sweep`. Row: name, context (tokens), k_bits, v_bits, bits (their mean), bytes,
+    shared (bytes of key transforms, one copy a model).
+    """
+    rows = []
+    for pair in map(check_pair, pairs):
+        for context in contexts:
+            k, v, policy = plan_cache(model, *pair, context)
+            cache = KVCache(model.layer_shapes(), k, v, context, device="meta", policy=policy)
+            bits = cache.stored_bits()
+            row = {"name": pair_label(*pair), "context": context, "bits": sum(bits) / 2}
+            row |= dict(zip(("k_bits", "v_bits"), bits, strict=True))
+            rows.append(row | {"bytes": cache.nbytes, "shared": cache.shared_nbytes})
     return rows
 
 

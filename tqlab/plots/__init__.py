@@ -4,6 +4,15 @@ Axes carry units, the baseline or the theory bound is drawn, and a format has on
 """
 
 from ..tables import Table as table
+from .beyond import (
+    attention_mass,
+    bits_by_context,
+    cures,
+    first_tokens,
+    keys_by_layer,
+    kld_by_model,
+    spectra,
+)
 from .errors import (
     attention,
     cells,
@@ -25,6 +34,8 @@ __all__ = [
     "Figure",
     "against_truth",
     "attention",
+    "attention_mass",
+    "bits_by_context",
     "bytes_by_role",
     "cache_bytes",
     "cells",
@@ -32,13 +43,17 @@ __all__ = [
     "codebooks",
     "colour",
     "coordinates_of",
+    "cures",
+    "first_tokens",
     "heads",
     "here_and_quoted",
     "histograms",
     "inner_products",
     "k_or_v",
+    "keys_by_layer",
     "kl_along",
     "kld_against_bits",
+    "kld_by_model",
     "layers",
     "offsets",
     "overcounted",
@@ -46,6 +61,7 @@ __all__ = [
     "rate_distortion",
     "schedules",
     "sensitivity",
+    "spectra",
     "sphere_density",
     "table",
 ]

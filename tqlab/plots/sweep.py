@@ -2,15 +2,12 @@
 
 from matplotlib.patheffects import withStroke
 
+from ..sweep import pair_name
 from .style import SIDES, THEORY, Figure, axes, colour, label_points, note, style
 
 _HALVES = "left half of a point: the format of K, right half: of V; bars: one standard error"
 _SPREAD = "the bars share the text's own spread: compare pairs by KL, which is paired"
 _PADDING = "bits: the cache's measured bytes over its values, with scales and the padding of heads"
-
-
-def pair_name(row) -> str:
-    return row["k"] if row.get("recipe") and row["k"] == row["v"] else f"{row['k']}/{row['v']}"
 
 
 def _is_reference(row) -> bool:
@@ -48,7 +45,7 @@ def kld_against_bits(rows, highlight: tuple[str, str] | None = None) -> Figure:
         ax.set_title("What a format costs in quality, by what it really stores")
         ax.margins(x=0.13, y=0.13)
         if found:
-            _slope(ax, found)
+            slope(ax, found)
             ax.legend(loc="lower left")
         for r in filter(_is_reference, rows):
             _reference_arrow(ax, r, highlight)
@@ -75,13 +72,13 @@ def log_safe(value, error):
     return [[min(error, 0.9 * value)], [error]]
 
 
-def _slope(ax, rows) -> None:
-    """The Shannon bound's slope through the best pair: KL grows with squared error."""
+def slope(ax, rows, whose: str = "the best pair") -> None:
+    """The Shannon bound's slope through the best of the rows: KL grows with squared error."""
     anchor = min(r["kld_mean"] * 4 ** r["bits"] for r in rows)
     limits = {"xlim": ax.get_xlim(), "ylim": ax.get_ylim()}
     span = [limits["xlim"][0], max(r["bits"] for r in rows)]
     y = [anchor * 4.0**-b for b in span]
-    label = "slope of the Shannon bound, 4⁻ᵇ, through the best pair"
+    label = f"slope of the Shannon bound, 4⁻ᵇ, through {whose}"
     ax.plot(span, y, "--", color=THEORY, linewidth=1.1, label=label)
     ax.set(**limits)
 

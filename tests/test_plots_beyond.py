@@ -125,7 +125,7 @@ def test_other_figures_have_a_panel_a_model_and_axis_labels():
 
 
 def test_bits_by_context_draws_a_line_a_recipe():
-    bits = {"turbo3/turbo3": (6.25, 6.25), "cw3": (4.2, 3.5)}
+    bits = {"turbo3/turbo3": (6.25, 6.25), "cw3": (4.2, 3.5), "best3": (4.2, 3.5)}
     rows = [
         {"name": name, "context": context, "bits": value}
         for name, values in bits.items()
@@ -133,5 +133,5 @@ def test_bits_by_context_draws_a_line_a_recipe():
     ]
     (ax,) = plots.bits_by_context(rows).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
-    assert drawn == {name: list(values) for name, values in bits.items()}
+    assert drawn == {"turbo3/turbo3": [6.25, 6.25], "cw3, best3": [4.2, 3.5]}
     assert [t.get_text() for t in ax.get_xticklabels()] == ["512", "2048"]

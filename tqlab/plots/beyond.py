@@ -3,6 +3,8 @@
 from pathlib import Path
 from statistics import quantiles
 
+from matplotlib.patheffects import withStroke
+
 from ..sweep import pair_name
 from .style import FALLBACK, SIDES, THEORY, Figure, axes, colour, label_points, note, style
 from .sweep import bars, log_safe, marker, slope
@@ -168,7 +170,9 @@ def _cure(ax, row, y, shade) -> None:
     ax.plot(x, y, "o", ms=7, color=shade, mec="white", zorder=4)
     if row["times"] and y:
         text = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
-        ax.annotate(f"÷ {row['times']:.2g}", (x, y), **text)
+        times = f"{row['times']:.0f}" if row["times"] >= 9.95 else f"{row['times']:.1f}"
+        label = ax.annotate(f"÷ {times}", (x, y), **text)
+        label.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
 
 
 def kld_by_model(rows) -> Figure:
@@ -181,7 +185,8 @@ def kld_by_model(rows) -> Figure:
     lines = -(-len(models) // 2)
     with style():
         size = (8.6 if len(models) == 1 else 10.4, 1.0 + 4.4 * lines)
-        fig, grid = axes(lines, min(2, len(models)), size, squeeze=False, sharey=True)
+        shared = {"sharex": True, "sharey": True}
+        fig, grid = axes(lines, min(2, len(models)), size, squeeze=False, **shared)
         for ax in grid.flat[len(models) :]:
             ax.set_visible(False)
         for ax, (model, found) in zip(grid.flat, models.items(), strict=False):
@@ -204,9 +209,9 @@ def _contexts(rows) -> str:
 def _quality(ax, rows) -> None:
     plain = [r for r in rows if not r.get("recipe")]
     for r in rows:
-        bars(ax, r["bits"], r["kld_mean"], log_safe(r["kld_mean"], r.get("kld_se") or 0), wide=4.5)
+        bars(ax, r["bits"], r["kld_mean"], log_safe(r["kld_mean"], r.get("kld_se") or 0))
         if r.get("recipe"):
-            ax.plot(r["bits"], r["kld_mean"], "D", ms=8, color=OURS, mec="white", zorder=4)
+            ax.plot(r["bits"], r["kld_mean"], "D", ms=7, color=OURS, mec="white", zorder=4)
         else:
             marker(ax, r["bits"], r["kld_mean"], r, None)
     ax.plot([], [], "o", color=colour("turbo3"), label="formats alone (K/V)")
@@ -218,20 +223,20 @@ def _quality(ax, rows) -> None:
 
 
 def bits_by_context(rows) -> Figure:
-    """Stored bits against context, exact tokens counted. Rows: measure.context_rows."""
-    names = list(dict.fromkeys(r["name"] for r in rows))
+    """Stored bits against context, one line for names alike. Rows: measure.context_rows."""
+    lines: dict[tuple, list[str]] = {}
+    for name in dict.fromkeys(r["name"] for r in rows):
+        line = tuple((r["context"], r["bits"]) for r in rows if r["name"] == name)
+        lines.setdefault(line, []).append(name)
     with style():
         fig, ax = axes(size=(8.6, 4.2))
-        for name in names:
-            found = [r for r in rows if r["name"] == name]
-            x, y = [r["context"] for r in found], [r["bits"] for r in found]
-            plain = "/" in name
-            shade = colour(name.split("/")[0]) if plain else None
-            ax.plot(x, y, "--" if plain else "-o", ms=4, color=shade, label=name)
+        for line, names in lines.items():
+            look = {"ls": "--", "color": THEORY} if "/" in names[0] else {"marker": "o", "ms": 4}
+            ax.plot(*zip(*line, strict=True), label=", ".join(names), **look)
         ticks = sorted({r["context"] for r in rows})
         ax.set(xscale="log", xlabel="context (tokens)", ylabel="stored bits per value")
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.minorticks_off()
-        ax.legend(loc="upper right", ncols=2)
+        fig.legend(loc="outside right center", fontsize=8.5)
         note(ax, "K and V, scales, padding and exact tokens counted; a model's own matrices apart")
     return fig

@@ -2,6 +2,7 @@
 
 import math
 from html import escape
+from statistics import fmean, stdev
 
 _NUMBER = {"bits": "{:.3f}", "reproduces": "{}"}
 
@@ -78,6 +79,47 @@ def sweep_table(rows: list[dict]) -> Table:
         for r in rows
     ]
     return Table(cells)
+
+
+def needle_table(needles, sweep_rows: list[dict] = ()) -> Table:
+    """What every cache recalls, a line a recipe and context, and its KL divergence where swept.
+
+    `needles`: those of `measure.needles`, f16/f16 among them; `sweep_rows`: rows of `sweep`, of any
+    context. A line that f16 does not recall says little of another cache: those that it does are
+    counted beside all. logp (nats a digit) is compared line by line: mean and standard error.
+    """
+    known, groups = {}, {}
+    for x in needles:
+        groups.setdefault((x.model, x.k, x.v, x.ctx), []).append(x)
+        if (x.k, x.v) == ("f16", "f16"):
+            known[x.model, x.ctx, x.chunk, x.depth] = x
+    kl = {(r["model"], r["k"], r["v"], r["ctx"]): r for r in sweep_rows if not r.get("offset")}
+    columns = {f"KL at {ctx}": ctx for ctx in sorted({key[-1] for key in kl})}
+    cells = []
+    for (*cache, _), group in groups.items():
+        pairs = [(x, known.get((x.model, x.ctx, x.chunk, x.depth))) for x in group]
+        swept = {name: kl.get((*cache, at), {}) for name, at in columns.items()}
+        divergence = {
+            name: _with_error(row.get("kld_mean"), row.get("kld_se")) for name, row in swept.items()
+        }
+        cells.append(_needle_cells(group, pairs) | divergence)
+    return Table(cells)
+
+
+def _needle_cells(group, pairs) -> dict:
+    """One line of the table: needles of one cache and context, each beside f16's (or None)."""
+    x, kept = group[0], [a for a, b in pairs if b is not None and b.recalled]
+    change = [a.logp - b.logp for a, b in pairs if b is not None]
+    error = stdev(change) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+    return {
+        "K / V": x.k if x.recipe and x.k == x.v else f"{x.k} / {x.v}",
+        "context": x.ctx,
+        "bits": f"{(x.k_bits + x.v_bits) / 2:.4g}",
+        "recalled": f"{sum(a.recalled for a in group)} of {len(group)}",
+        "of f16's": f"{sum(a.recalled for a in kept)} of {len(kept)}",
+        "logp": f"{fmean(a.logp for a in group):.3f}",
+        "logp - f16's": f"{fmean(change):+.3f} ± {error:.3f}" if change else None,
+    }
 
 
 def sweep_notes(rows: list[dict]) -> str:

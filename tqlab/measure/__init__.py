@@ -37,6 +37,7 @@ from .keys import (
     spectrum_rows,
     transfer_rows,
 )
+from .needle import Needle, needles
 from .products import attention_rows, inner_product_rows
 from .published import beside_fork, symmetric_rows
 from .sensitivity import protection_rows, sensitivity_rows
@@ -60,6 +61,7 @@ __all__ = [
     "LOSSY_64",
     "ROTATIONS",
     "Described",
+    "Needle",
     "attention_mass_rows",
     "attention_rows",
     "beside_fork",
@@ -86,6 +88,7 @@ __all__ = [
     "lloyd_max_rows",
     "moved_rows",
     "nearest",
+    "needles",
     "of_models",
     "offset_rows",
     "outlier_recipe_bits",

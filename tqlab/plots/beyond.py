@@ -34,7 +34,7 @@ def _panels(rows, height: float, lines: int = 1, **options):
 
 def _legend_below(fig, ax) -> None:
     handles, names = ax.get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)))
+    fig.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
 
 
 def keys_by_layer(rows) -> Figure:
@@ -55,6 +55,7 @@ def keys_by_layer(rows) -> Figure:
             for kind, shade in _CURES.items():
                 low.plot(layers, [r[kind] for r in found], "-", color=shade, label=_KINDS[kind])
             low.set(yscale="log", xlabel="layer")
+            low.xaxis.get_major_locator().set_params(integer=True)
             low.axhline(1, color=THEORY, linewidth=1, linestyle="--")
             top.set_ylim(0, 100)
         _, _, (top, low) = columns[0]
@@ -102,9 +103,10 @@ def attention_mass(rows) -> Figure:
                 ax.bar(layers, height, 0.9, base, color=shade, label=f"{where} tokens")
                 base = [a + b for a, b in zip(base, height, strict=True)]
             share = 100 * sum(r["keys"] for r in found) / len(found)
-            label = "share of the keys that first and recent are"
+            label = "first and recent, share of keys"
             ax.axhline(share, color=OURS, linewidth=1.6, linestyle="--", label=label)
             ax.set(xlabel="layer", ylim=(0, 100))
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(axis="x", visible=False)
         columns[0][2][0].set_ylabel("share of attention (%)")
         _legend_below(fig, columns[0][2][0])
@@ -159,15 +161,15 @@ def cures(rows, groups: dict[str, list[str]], base: str = "turbo3/turbo3") -> Fi
             ax.set(xscale="log", xlabel="KL divergence (nats per token)")
             ax.set_yticks(range(len(names)), names)
             ax.set_ylim(len(names) - 0.4, -0.6)
-            ax.margins(x=0.12)
+            ax.margins(x=0.17)
         _legend_below(fig, columns[0][2][0])
     return fig
 
 
 def _cure(ax, row, y, shade) -> None:
     x, error = row["kld_mean"], row.get("kld_se") or 0
-    ax.errorbar(x, y, xerr=log_safe(x, error), fmt="none", ecolor="#444444", capsize=3)
-    ax.plot(x, y, "o", ms=7, color=shade, mec="white", zorder=4)
+    ax.errorbar(x, y, xerr=log_safe(x, error), fmt="none", ecolor="#444444", capsize=5)
+    ax.plot(x, y, "o", ms=6, color=shade, mec="white", zorder=4)
     if row["times"] and y:
         text = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
         times = f"{row['times']:.0f}" if row["times"] >= 9.95 else f"{row['times']:.1f}"

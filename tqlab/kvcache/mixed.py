@@ -16,7 +16,7 @@ from .. import formats
 from ..calibration import Calibration
 from ..transforms import Plain
 from .retention import FullLayer, SlidingLayer
-from .storage import PackedHeads, View, padded_head_dim
+from .storage import LayerShape, PackedHeads, View, padded_head_dim
 
 EXACT = "f16"
 
@@ -51,7 +51,18 @@ class MixedLayer:
     own last `window` keys exact, older ones packed.
     """
 
-    def __init__(self, shape, k, v, batch, max_tokens, device, policy, transform=None, start=0):
+    def __init__(
+        self,
+        shape: LayerShape,
+        k: str,
+        v: str,
+        batch: int,
+        max_tokens: int,
+        device,
+        policy: Policy,
+        transform: Plain | None = None,
+        start: int = 0,
+    ):
         self.shape, self.policy, self.start = shape, policy, start
         fmt = formats.get(k)
         plain = Plain(fmt.rotation, padded_head_dim(fmt, shape.head_dim))
@@ -90,10 +101,9 @@ class MixedLayer:
             k = k - self.transform.centre
         self._step = offset, offset + k.shape[2]
         self._keep_first(k, v, pads)
-        if self.ring is not None:
-            view = self.ring.update(k, v, offset)
-            k, v, offset = view.k.read(0, view.n), view.v.read(0, view.n), view.first
-        self._pack(k, v, offset, pads)
+        recent = self.ring.update(k, v, offset) if self.ring is not None else None
+        if self.packed is not None:
+            self._pack(*self._leaving(k, v, recent), pads)
         return self.view(pads)
 
     def _keep_first(self, k: Tensor, v: Tensor, pads: Tensor | None) -> None:
@@ -113,15 +123,19 @@ class MixedLayer:
         every = torch.arange(self.sinks.k.data.shape[2], device=device)[None]
         return every if pads is None else every + pads[:, None]
 
-    def _pack(self, k: Tensor, v: Tensor, first: int, pads: Tensor | None) -> None:
-        """Hand on the tokens that leave the window; k and v start at position `first`."""
-        if self.packed is None:
-            return
-        old, new = (self._count(step) for step in self._step)
-        start, stop = (n + self.policy.sinks for n in (old, new))
-        leaving = slice(start - first, stop - first)
-        z = self.transform.encode(k[:, :, leaving], self._positions(start, stop, pads, k.device))
-        self.packed.update(z, v[:, :, leaving], old)
+    def _leaving(self, k: Tensor, v: Tensor, recent: View | None) -> tuple[Tensor, Tensor, int]:
+        """The tokens to be packed in this step, k and v, and the first's position."""
+        start, stop = (self._count(step) + self.policy.sinks for step in self._step)
+        if recent is not None:
+            slots = [min(end - recent.first, recent.n) for end in (start, stop)]  # none: 0 long
+            return recent.k.read(*slots), recent.v.read(*slots), start
+        part = slice(start - self._step[0], stop - self._step[0])
+        return k[:, :, part], v[:, :, part], start
+
+    def _pack(self, k: Tensor, v: Tensor, start: int, pads: Tensor | None) -> None:
+        positions = self._positions(start, start + k.shape[2], pads, k.device)
+        k = self.transform.encode(k, positions)
+        self.packed.update(k, v, start - self.policy.sinks)
 
     def _positions(self, start: int, stop: int, pads: Tensor | None, device) -> Tensor:
         """What rope calls tokens start .. stop: int64 [n] or, with padding, [B, 1, n]."""

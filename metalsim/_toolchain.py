@@ -94,7 +94,11 @@ class Compiler:
     def attempt(self, arguments: list[str], text: str = "") -> tuple[int, str, str]:
         """Exit status, output and messages."""
         command = [*self.command, *arguments]
-        result = subprocess.run(command, input=text, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as kept:  # zig never prunes what it keeps of a compile
+            environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": kept}
+            result = subprocess.run(
+                command, input=text, capture_output=True, text=True, env=environment
+            )
         return result.returncode, result.stdout, result.stderr
 
 

@@ -78,6 +78,17 @@ def test_labels_of_the_headline_do_not_cover_each_other(n):
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
+def test_every_panel_shows_all_its_points():
+    rows = sweep_rows()
+    rows[-1] |= {"bits": 1.5, "kld_mean": 9.0}
+    fig = plots.kld_by_model(rows)
+    for ax in fig.axes:
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        found = [r for r in rows if ax.get_title("left").startswith(r["model_file"][:3])]
+        assert len(found) == len(KLD)
+        assert all(left < r["bits"] < right and low < r["kld_mean"] < high for r in found)
+
+
 def test_the_reference_is_no_point():
     rows = sweep_rows()
     rows.append(rows[0] | {"k": "f16", "v": "f16", "kld_mean": 1e-9, "bits": 16.0})

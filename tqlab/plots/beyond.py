@@ -197,6 +197,9 @@ def kld_by_model(rows) -> Figure:
             ax.set_xlabel("stored bits per value, everything counted")
         for ax in grid[:, 0]:
             ax.set_ylabel("KL divergence to f16 (nats per token)")
+        for ax, found in zip(grid.flat, models.values(), strict=False):  # limits are shared by now
+            if plain := [r for r in found if not r.get("recipe")]:
+                slope(ax, plain, "the best format")
         _legend_below(fig, grid[0, 0])
         for ax, found in zip(grid.flat, models.values(), strict=False):
             points = [(r["bits"], r["kld_mean"]) for r in found]
@@ -209,7 +212,6 @@ def _contexts(rows) -> str:
 
 
 def _quality(ax, rows) -> None:
-    plain = [r for r in rows if not r.get("recipe")]
     for r in rows:
         bars(ax, r["bits"], r["kld_mean"], log_safe(r["kld_mean"], r.get("kld_se") or 0))
         if r.get("recipe"):
@@ -220,8 +222,6 @@ def _quality(ax, rows) -> None:
     ax.plot([], [], "D", color=OURS, label="recipes")
     ax.set(yscale="log")
     ax.margins(x=0.14, y=0.12)
-    if plain:
-        slope(ax, plain, "the best format")
 
 
 def bits_by_context(rows) -> Figure:

@@ -104,3 +104,23 @@ def test_damage_grows_as_bits_shrink(smollm2, ids):
     assert kl == sorted(kl, reverse=True)
     assert kl[-1] > 1e-6
     assert kl[0] > 10 * kl[2]
+
+
+def test_recipes_take_nine_tenths_and_more_of_the_damage_away(
+    smollm2, reference_nll, own_data, monkeypatch
+):
+    """On news, calibrated on the package's own text: cw3 a tenth of turbo3's KL, best3 a thirtieth;
+    and as good at positions from 3000 on."""
+    monkeypatch.setattr(smollm2, "calibration", None)  # what this test makes goes with it
+    tokens = torch.from_numpy(reference_nll["smol/tokens"][0])
+    pairs = [("turbo3", "turbo3"), "cw3", "best3"]
+    kld = {
+        offset: [
+            row["kld_mean"] for row in tqlab.sweep(smollm2, tokens, pairs, out=None, offset=offset)
+        ]
+        for offset in (0, 3000)
+    }
+    for turbo3, cw3, best3 in kld.values():
+        assert cw3 < turbo3 / 10
+        assert best3 < turbo3 / 30
+    assert all(late < 1.5 * early for late, early in zip(kld[3000], kld[0], strict=True))

@@ -84,6 +84,7 @@ _REGISTRY = {
         Recipe("cw3", "turbo3", "turbo3", sinks=4, window=32, transform="centre"),
         Recipe("cw4", "turbo4_lm", "turbo4_lm", sinks=4, window=32, transform="centre"),
         Recipe("xw3", "turbo3", "turbo3", sinks=4, window=32, transform="x"),
+        Recipe("best2", "trellis2", "trellis2", sinks=4, window=32, transform="bal"),
         Recipe("best3", "trellis3", "trellis3", sinks=4, window=32, transform="bal"),
         Recipe("best4", "trellis4", "trellis4", sinks=4, window=32, transform="bal"),
     )

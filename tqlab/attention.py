@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import ops
 from .kvcache import Parts, View
-from .rotation import rotate_product, unrotate_product
+from .rotation import padded, rotate_product, unrotate_product
 
 # Keys unpacked at once. Prefill: small tiles skip more of the causal triangle; decode: fewer calls.
 PREFILL_TILE, DECODE_TILE = 128, 512
@@ -71,7 +71,7 @@ def _query(q: Tensor, view: View) -> Tensor:
     """Queries where the view's keys are: float32 [B, H_kv, N, D] -> [B, H_kv, N, D']."""
     if view.query is not None:
         return view.query(q)
-    return rotate_product(_pad(q, view.k.padded_dim), view.k.format.rotation)
+    return rotate_product(padded(q, view.k.padded_dim), view.k.format.rotation)
 
 
 def _joined(parts: list[_Partial], q: Tensor) -> Tensor:
@@ -136,10 +136,6 @@ def _tiled(q: Tensor, view: View, tile: int) -> tuple[Tensor, Tensor, Tensor]:
     for k, v, start in view.tiles(tile):
         state.add(k, v, start - first, _padding(view, start, k.shape[2]))
     return state.out, state.total, state.high
-
-
-def _pad(x: Tensor, dim: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, dim - x.shape[-1])) if dim > x.shape[-1] else x
 
 
 def _padding(view: View, start: int, n_keys: int) -> Tensor | None:

@@ -77,8 +77,7 @@ def perplexity(
     """
     pieces, k, v = cut(tokens, ctx, chunks, model), side(k), side(v)
     cache = model.new_cache(k, v, max_tokens=ctx, start=offset)
-    if cache.policy is not None and cache.policy.calibration is not None:
-        cache.policy.calibration.refuse_text(pieces)
+    cache.refuse_text(pieces)
     store = None if reference is None else ReferenceLog(model, pieces, reference, offset)
     if store is not None and (k, v) != store.pair:
         store.complete(on_chunk)

@@ -142,6 +142,12 @@ def rotate_product(x: Tensor, rotation: str | None) -> Tensor:
     return (x.reshape(-1, m.shape[0]) @ m).view(x.shape)
 
 
+def padded(x: Tensor, dim: int) -> Tensor:
+    """Heads with zeros behind them, as whole rotation groups want: [..., D <= dim] -> [..., dim]"""
+    missing = dim - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
 def unrotate_product(y: Tensor, rotation: str | None) -> Tensor:
     """Inverse of `rotate_product`; same shapes and error."""
     if rotation is None:

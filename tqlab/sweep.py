@@ -103,9 +103,10 @@ def check_pair(pair) -> tuple[Side, Side]:
     return tuple(map(side, pair))
 
 
-def pair_name(row: dict) -> str:
+def pair_name(row: dict, between: str = "/") -> str:
     """A row's "k/v", or the name of its recipe."""
-    return row["k"] if row.get("recipe") and row["k"] == row["v"] else f"{row['k']}/{row['v']}"
+    k, v = row["k"], row["v"]
+    return k if row.get("recipe") and k == v else f"{k}{between}{v}"
 
 
 def _configuration(model: Decoder, pieces, text: data.Text | None, reference, offset) -> dict:
@@ -134,11 +135,10 @@ _KEY_FIELDS = ("model_sha256", "weights", "tokens_sha256", "ctx", "chunks", "ref
 
 def _start(base: dict, model: Decoder, pair: tuple[Side, Side], pieces) -> dict:
     """A row before it is measured: its key, its sides, and a recipe's parts."""
-    policy = model.new_cache(*pair, max_tokens=1, start=base["offset"]).policy
-    if policy is not None and policy.calibration is not None:
-        policy.calibration.refuse_text(pieces)
+    cache = model.new_cache(*pair, max_tokens=1, start=base["offset"])
+    cache.refuse_text(pieces)
     names = {"k": label(pair[0]), "v": label(pair[1]), "recipe": parts(model, *pair)}
-    return base | {"key": _key(base, pair, policy), **names}
+    return base | {"key": _key(base, pair, cache.policy), **names}
 
 
 def _key(base: dict, pair: tuple[Side, Side], policy) -> str:

@@ -4,6 +4,8 @@ import math
 from html import escape
 from statistics import fmean, stdev
 
+from .sweep import pair_name
+
 _NUMBER = {"bits": "{:.3f}", "reproduces": "{}"}
 
 
@@ -66,7 +68,7 @@ def sweep_table(rows: list[dict]) -> Table:
     """Rows of `sweep`: formats, measured bits and bytes, quality with standard errors."""
     cells = [
         {
-            "K / V": r["k"] if r.get("recipe") and r["k"] == r["v"] else f"{r['k']} / {r['v']}",
+            "K / V": pair_name(r, " / "),
             "K bits": f"{r['k_bits']:.4g}",
             "V bits": f"{r['v_bits']:.4g}",
             "cache MB": f"{r['cache_nbytes'] / 1e6:.2f}",
@@ -112,7 +114,7 @@ def _needle_cells(group, pairs) -> dict:
     change = [a.logp - b.logp for a, b in pairs if b is not None]
     error = stdev(change) / math.sqrt(len(change)) if len(change) > 1 else 0.0
     return {
-        "K / V": x.k if x.recipe and x.k == x.v else f"{x.k} / {x.v}",
+        "K / V": pair_name(vars(x), " / "),
         "context": x.ctx,
         "bits": f"{(x.k_bits + x.v_bits) / 2:.4g}",
         "recalled": f"{sum(a.recalled for a in group)} of {len(group)}",

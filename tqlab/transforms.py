@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .calibration import LayerStats
-from .rotation import rotate_product, unrotate_product
+from .rotation import padded, rotate_product, unrotate_product
 
 EPS = 1e-3  # share of the mean variance added to both covariances before they are inverted
 # Post-RoPE statistics are means over positions below this. A longer range costs short contexts
@@ -57,8 +57,7 @@ class Plain:
         return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        missing = self.padded_dim - x.shape[-1]
-        return rotate_product(torch.nn.functional.pad(x, (0, missing)), self.rotation)
+        return rotate_product(padded(x, self.padded_dim), self.rotation)
 
 
 class Centred(Plain):

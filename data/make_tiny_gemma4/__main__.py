@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import corpus  # noqa: E402
@@ -56,7 +58,7 @@ def training(o: argparse.Namespace) -> None:
     shape = model.Shape(vocab=tokenizer.get_vocab_size(), context=o.context)
     ids = tokenizer.encode("<bos>" + held, add_special_tokens=False).ids
     print(f"{len(rows)} stories, {len(stream)} tokens, {shape.vocab} pieces; held out {len(ids)}")
-    trained = train.train(stream, corpus.np.array(ids), shape, o.rows, o.seconds, o.seed)
+    trained = train.train(stream, np.array(ids), shape, o.rows, o.seconds, o.seed)
     export.write(o.folder / "tiny-gemma4-96e.f16.gguf", trained, tokenizer)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from tqlab import chat
+from tqlab.tokenizer.vocabulary import SPACE
 
 N_VOCAB = 3072
 HELD_OUT = 280_000  # characters of the held-out text
@@ -47,8 +48,8 @@ def vocabulary(texts: list[str]) -> Tokenizer:
     """A byte-fallback BPE trained on `texts`, laid out as Gemma 4's: no piece crosses a space."""
     model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    words = pre_tokenizers.Split("\u2581", "merged_with_next")
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    words = pre_tokenizers.Split(SPACE, "merged_with_next")
     marks = pre_tokenizers.Split(Regex(r"[^\p{L}\u2581]"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
     special = [*CONTROL, *VISIBLE, *BYTES]

@@ -1,5 +1,6 @@
 """Writes the trained model as a GGUF file in F16, vocabulary and chat template included."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from model import Gemma4
 from tokenizers import Tokenizer
 
 from tqlab.gguf_write import GGUFWriter, TensorPlan, encode
+from tqlab.tokenizer import vocabulary as kind
 
-NORMAL, UNKNOWN, CONTROL_KIND, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 NAME, LICENCE = "Tiny Gemma 4 96E", "apache-2.0"
 
 
@@ -54,13 +55,13 @@ def metadata(model: Gemma4, tokenizer: Tokenizer) -> dict[str, bytes]:
 def _vocabulary(tokenizer: Tokenizer) -> dict:
     ids, merges = tokenizer.get_vocab(), _merges(tokenizer)
     tokens = sorted(ids, key=ids.get)
-    kinds = dict.fromkeys(CONTROL, CONTROL_KIND) | dict.fromkeys(VISIBLE, USER_DEFINED)
-    kinds |= dict.fromkeys(BYTES, BYTE) | {"<unk>": UNKNOWN}
+    kinds = dict.fromkeys(CONTROL, kind.CONTROL) | dict.fromkeys(VISIBLE, kind.USER_DEFINED)
+    kinds |= dict.fromkeys(BYTES, kind.BYTE) | {"<unk>": kind.UNKNOWN}
     return {
         "tokenizer.ggml.model": ("str", "gemma4"),
         "tokenizer.ggml.tokens": ("[str]", tokens),
         "tokenizer.ggml.scores": ("[f32]", [-1000.0] * len(tokens)),
-        "tokenizer.ggml.token_type": ("[i32]", [kinds.get(t, NORMAL) for t in tokens]),
+        "tokenizer.ggml.token_type": ("[i32]", [kinds.get(t, kind.NORMAL) for t in tokens]),
         "tokenizer.ggml.merges": ("[str]", merges),
         "tokenizer.ggml.bos_token_id": ("u32", ids["<bos>"]),
         "tokenizer.ggml.eos_token_id": ("u32", ids["<turn|>"]),
@@ -74,8 +75,6 @@ def _vocabulary(tokenizer: Tokenizer) -> dict:
 
 
 def _merges(tokenizer: Tokenizer) -> list[str]:
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [m if isinstance(m, str) else " ".join(m) for m in merges]
 
@@ -87,12 +86,8 @@ def tensors(model: Gemma4) -> dict[str, torch.Tensor]:
     factors[: half // 4] = 1.0
     found = {"rope_freqs.weight": factors}
     for name, value in model.named_parameters():
-        name = (
-            f"{name[:-6]}.scale"
-            if name.endswith("_scale") and "output" not in name
-            else f"{name}.weight"
-        )
-        found[name] = value.detach().float().cpu()
+        scales = name.endswith(("inp_scale", "exps_scale"))
+        found[f"{name[:-6]}.scale" if scales else f"{name}.weight"] = value.detach().float().cpu()
     return found
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
 from tqlab.gguf_file import GGUFFile
+from tqlab.models.base import rope_interleaved
 from tqlab.tokenizer import Tokenizer
 
 N_LAYERS, N_HEADS, N_KV, DIM, BASE = 30, 9, 3, 64, 1e5
@@ -83,7 +84,7 @@ def _layer(x, weights, cache, cos, sin, mask, slots):
     attn_norm, qkv, out, ffn_norm, gate_up, down = weights
     n = linear(rms_norm(x, x.shape[-1:], attn_norm, 1e-5), qkv).unflatten(-1, (-1, DIM))
     q, k, v = n.split((N_HEADS, N_KV, N_KV), 2)
-    q, k = _turned(q, cos, sin), _turned(k, cos, sin)
+    q, k = (rope_interleaved(y.float(), cos, sin).to(x.dtype) for y in (q, k))
     cache.index_copy_(3, slots, torch.stack([k, v]).transpose(2, 3))
     q = q.unflatten(2, (N_KV, -1)).permute(0, 2, 3, 1, 4)  # [B, 3, 3, T, D]
     scores = (q.flatten(2, 3) @ cache[0].mT).float().view(*q.shape[:-1], -1) * DIM**-0.5
@@ -92,12 +93,6 @@ def _layer(x, weights, cache, cos, sin, mask, slots):
     x = x + linear(o, out)
     gate, up = linear(rms_norm(x, x.shape[-1:], ffn_norm, 1e-5), gate_up).chunk(2, -1)
     return x + linear(silu(gate) * up, down)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Interleaved rope: x [B, T, H, 64], tables [B, T, 1, 32]."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
 class Segments:

@@ -62,6 +62,11 @@ class KVCache:
             return MixedLayer(*storage, self.policy, transform, self.start)
         return (FullLayer if shape.window is None else SlidingLayer)(*storage)
 
+    def refuse_text(self, tokens) -> None:
+        """Raises: ValueError when keys are transformed by what was learnt on these tokens."""
+        if self.policy is not None and self.policy.calibration is not None:
+            self.policy.calibration.refuse_text(tokens)
+
     def reserve(self, n: int) -> None:
         """Check that `n` more tokens fit, before any work starts."""
         if self.offset + n > self.max_tokens:

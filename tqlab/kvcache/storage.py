@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import formats, metal, ops
-from ..rotation import group_size
+from ..rotation import group_size, padded
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ class PackedHeads:
 
     def pack(self, x: Tensor) -> Tensor:
         """float [B, H_kv, T, D] -> uint8 [B, H_kv, T, head_bytes], not stored yet."""
-        missing = self.padded_dim - self.head_dim
-        padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
+        x = padded(x, self.padded_dim)
         if metal.engine(x.device):
-            return ops.quantize_rows(padded.contiguous(), self.format.name)
-        return self.format.quantize(padded)
+            return ops.quantize_rows(x.contiguous(), self.format.name)
+        return self.format.quantize(x)
 
     def write(self, start: int, x: Tensor) -> None:
         """Pack x, float [B, H_kv, T, D], into slots start .. start + T."""

@@ -104,9 +104,8 @@ def needles(model, tokens, pairs, ctx: int = 2048, n: int = 12, chunks: int = 1)
     pieces = cut(tokens, ctx, chunks, model).tolist()
     texts = [haystack(model.tokenizer, piece, n, seed) for seed, piece in enumerate(pieces)]
     for pair in pairs:  # refused before any work starts
-        policy = model.new_cache(*pair, max_tokens=1).policy
-        if policy is not None and policy.calibration is not None:
-            policy.calibration.refuse_text([token for text in texts for token in text.ids])
+        planted = [token for text in texts for token in text.ids]
+        model.new_cache(*pair, max_tokens=1).refuse_text(planted)
     with Progress("needles", len(pairs) * len(texts)) as progress:
         return [row for pair in pairs for row in _rows(model, texts, pair, ctx, progress.step)]
 

@@ -178,11 +178,17 @@ TEXTS = {
         offline_hint=f"offline, use the text {PYDOC_TOPICS}, any UTF-8 file, or put it at",
     ),
 }
+# Made by data/make_tiny_gemma4, and part of the repository: a checkout holds them under data/.
+SHIPPED = {
+    "tiny-gemma4": "tiny-gemma4-96e.gguf",
+    "tiny-stories": "tiny-gemma4-held-out.txt",
+}
+_TEXT_FILES = ("tiny-stories", *TEXTS)
 
 
 def known_names() -> list[str]:
     """Every name `fetch` takes, beside hf:// paths."""
-    return [*MODELS, *TEXTS, PYDOC_TOPICS]
+    return [*SHIPPED, *MODELS, *TEXTS, PYDOC_TOPICS]
 
 
 def fetch(name: str) -> Path:
@@ -195,12 +201,24 @@ def fetch(name: str) -> Path:
         return _fetch_hub(name)
     if name == PYDOC_TOPICS:
         return _write_pydoc()
+    if name in SHIPPED:
+        return _shipped(name)
     if name in MODELS:
         return _fetch_remote(name, MODELS[name], data_dir() / "models")
     if name in TEXTS:
         return _fetch_remote(name, TEXTS[name], data_dir() / "texts")
     known = ", ".join(known_names())
     raise ValueError(f"unknown name {name!r}: known are {known}, hf://owner/repo/file.gguf")
+
+
+def _shipped(name: str) -> Path:
+    path = Path(__file__).resolve().parents[1] / "data" / SHIPPED[name]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{name} is {path.name} in the data folder of tqlab's repository, and this is no "
+            f"checkout of it: clone the repository, or give a path"
+        )
+    return path
 
 
 def _fetch_remote(name: str, remote: Remote, folder: Path) -> Path:
@@ -311,11 +329,11 @@ def load_text(name_or_file: str | Path) -> Text:
         return _text(name, pydoc_text().encode(), platform.python_version())
     if name == CALIBRATION_TEXT:
         return _text(name, _CALIBRATION_FILE.read_bytes(), None)
-    path = fetch(name) if name in TEXTS else Path(name_or_file)
+    path = fetch(name) if name in _TEXT_FILES else Path(name_or_file)
     if not path.is_file():
-        known = ", ".join([*TEXTS, PYDOC_TOPICS, CALIBRATION_TEXT])
+        known = ", ".join([*_TEXT_FILES, PYDOC_TOPICS, CALIBRATION_TEXT])
         raise FileNotFoundError(f"no text file {name}: give a UTF-8 file or one of {known}")
-    return _text(name if name in TEXTS else path.name, path.read_bytes(), None)
+    return _text(name if name in _TEXT_FILES else path.name, path.read_bytes(), None)
 
 
 def _text(name: str, raw: bytes, python: str | None) -> Text:

@@ -1,7 +1,7 @@
 """Makes tiny-gemma4-96e: stories from SmolLM2, a vocabulary, a trained model, its files.
 
     python data/make_tiny_gemma4 sample SMOLLM2.gguf stories.jsonl [--seconds 300]
-    python data/make_tiny_gemma4 train stories.jsonl FOLDER [--seconds 400]
+    python data/make_tiny_gemma4 train stories.jsonl [more.jsonl ...] FOLDER [--seconds 400]
 
 The second leaves tiny-gemma4-96e.f16.gguf, held-out.txt and training.txt in FOLDER.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     one.add_argument("--copies", type=int, default=3)
     one.set_defaults(run=sampling, seconds=300)
     two = step.add_parser("train")
-    two.add_argument("stories", type=Path)
+    two.add_argument("stories", type=Path, nargs="+")
     two.add_argument("folder", type=Path)
     two.add_argument("--rows", type=int, default=128)
     two.add_argument("--context", type=int, default=1024)

@@ -21,16 +21,10 @@ _ASKED = chat.render(TEMPLATE, [{"role": "user", "content": _MARK}], bos_token="
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def read(path: Path) -> list[dict]:
-    """The stories of a JSON Lines file; of those that share their sampled words, the first."""
-    seen, kept = set(), []
-    for line in path.open():
-        row = json.loads(line)
-        key = row["story"].lower()
-        if key not in seen:
-            seen.add(key)
-            kept.append(row)
-    return kept
+def read(paths: list[Path]) -> list[dict]:
+    """The stories of JSON Lines files, each once."""
+    rows = (json.loads(line) for path in paths for line in path.open())
+    return list({row["story"].lower(): row for row in rows}.values())
 
 
 def split(rows: list[dict], start: int) -> tuple[list[dict], str]:

@@ -101,7 +101,8 @@ class Layer(nn.Module):
         gates, imbalance = self._route(h)
         routed = self._experts(_norm(h, self.pre_ffw_norm_2), gates)
         f = _norm(dense, self.post_ffw_norm_1) + _norm(routed, self.post_ffw_norm_2)
-        return (h + _norm(f, self.post_ffw_norm)) * self.layer_output_scale, imbalance
+        h = h + _norm(f, self.post_ffw_norm)
+        return h * self.layer_output_scale.to(h.dtype), imbalance
 
     def _attention(self, n, cos, sin, mask):
         def heads(y):

@@ -64,22 +64,25 @@ def perplexity(
     reference: tuple[str, str] | None = None,
     on_chunk: Callable[[str], None] | None = None,
     offset: int = 0,
+    original: Decoder | None = None,
 ) -> Perplexity:
     """Perplexity of `tokens` through a k/v cache, and its KL divergence from a reference cache.
 
     Shapes: tokens: ints, list or 1-D tensor, of the whole text (BOS included where asked)
     `k` and `v` name one format, or one for each layer, or are a recipe or its name; `chunks` limits
     the number of chunks (None: all); `on_chunk` hears about progress; `offset` is added to all
-    positions, the reference's too.
+    positions, the reference's too; `original`: the model that the reference cache belongs to, where
+    it is not `model` (other weights of the same vocabulary).
     Error: standard errors over tokens; ppl_se by the delta method.
     Raises: ValueError for a text shorter than a chunk, a context the model lacks, unknown formats,
-    a text on which a recipe was calibrated.
+    a text on which a recipe was calibrated, an original of another vocabulary.
     """
     pieces, k, v = cut(tokens, ctx, chunks, model), side(k), side(v)
     cache = model.new_cache(k, v, max_tokens=ctx, start=offset)
     cache.refuse_text(pieces)
-    store = None if reference is None else ReferenceLog(model, pieces, reference, offset)
-    if store is not None and (k, v) != store.pair:
+    theirs = _same_vocabulary(model, original or model)
+    store = None if reference is None else ReferenceLog(theirs, pieces, reference, offset)
+    if store is not None and (theirs is not model or (k, v) != store.pair):
         store.complete(on_chunk)
     start, scores = time.perf_counter(), []
     for i, piece in enumerate(pieces):
@@ -87,6 +90,16 @@ def perplexity(
             on_chunk(f"{pair_label(k, v)}  chunk {i + 1}/{len(pieces)}")
         scores.append(_score(model, piece, cache, store, i))
     return _summary(scores, time.perf_counter() - start, cache)
+
+
+def _same_vocabulary(model: Decoder, original: Decoder) -> Decoder:
+    ours, theirs = model.config.n_vocab, original.config.n_vocab
+    if ours != theirs:
+        raise ValueError(
+            f"{model.path.name} has {ours} tokens in its vocabulary and {original.path.name} has "
+            f"{theirs}: the KL divergence needs two models of one vocabulary"
+        )
+    return original
 
 
 @dataclass(frozen=True)

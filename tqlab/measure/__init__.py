@@ -30,6 +30,7 @@ from .errors import (
     spread_rows,
     verdict,
 )
+from .experts import expert_loads
 from .keys import (
     attention_mass_rows,
     first_token_rows,
@@ -54,6 +55,7 @@ from .vectors import (
     rotated,
     spiked,
 )
+from .weights import held_rows, read_weight_rows, weight_rows
 
 __all__ = [
     "DESCRIBED",
@@ -75,10 +77,12 @@ __all__ = [
     "coordinates",
     "describe",
     "error_rows",
+    "expert_loads",
     "first_token_rows",
     "flat",
     "gaussian",
     "gguf_error_rows",
+    "held_rows",
     "index_entropy",
     "inner_product_rows",
     "journey_rows",
@@ -95,6 +99,7 @@ __all__ = [
     "padding_rows",
     "protection_rows",
     "quoted_rows",
+    "read_weight_rows",
     "recipe_rows",
     "relative_mse",
     "role_rows",
@@ -111,4 +116,5 @@ __all__ = [
     "transfer_rows",
     "unrotated_queries",
     "verdict",
+    "weight_rows",
 ]

@@ -202,8 +202,8 @@ class MoE:
         def norm(part):
             return w.vector(name(f"{part}.weight"), c.n_embd)
 
-        self.eps, self.top_k = c.rms_eps, keys.count("expert_used_count")
         n, _, width = w.shape(name("ffn_down_exps.weight"))
+        self.eps, self.n_experts, self.top_k = c.rms_eps, n, keys.count("expert_used_count")
         if self.top_k > n:
             keys.fail("expert_used_count", f"no more than the {n} experts of layer {i}")
         self.router = w.matrix(name("ffn_gate_inp.weight"), rows=n, columns=c.n_embd)

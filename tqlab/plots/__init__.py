@@ -28,6 +28,7 @@ from .rotation import coordinates_of, heads, histograms, layers, offsets
 from .sides import here_and_quoted, k_or_v
 from .style import COLOURS, Figure, colour
 from .sweep import kld_against_bits, ppl_against_bytes, sensitivity
+from .weights import expert_loads, kld_of_weights
 
 __all__ = [
     "COLOURS",
@@ -44,6 +45,7 @@ __all__ = [
     "colour",
     "coordinates_of",
     "cures",
+    "expert_loads",
     "first_tokens",
     "heads",
     "here_and_quoted",
@@ -54,6 +56,7 @@ __all__ = [
     "kl_along",
     "kld_against_bits",
     "kld_by_model",
+    "kld_of_weights",
     "layers",
     "offsets",
     "overcounted",

@@ -118,7 +118,7 @@ SLIPS = {  # what: (fixture, the source's text, what it becomes)
     "PLE layer order": ("e2b", "ple[i], angles", "ple[-1 - i], angles"),
     "gate and up": ("moe96", "gate, up = gate_up.chunk", "up, gate = gate_up.chunk"),
     "experts' norm": ("moe96", "rms_norm(h, self.pre_norm", "rms_norm(h, self.dense_norm"),
-    "sigmoid routing": ("moe96", ".softmax(-1).topk", ".sigmoid().topk"),
+    "sigmoid routing": ("moe96", "(r).softmax(-1)", "(r).sigmoid()"),
     "router scale": ("moe96", "* self.router_scale * h.shape", "* h.shape"),
 }
 

@@ -150,7 +150,7 @@ def test_expert_loads_against_routing_token_by_token(moe, monkeypatch):
     by_layer = [torch.cat(seen[i :: len(moe.layers)]).flatten() for i in range(len(moe.layers))]
     wanted = torch.stack([c.bincount(minlength=96) for c in by_layer]).flatten()
     assert [r["count"] for r in rows] == wanted.tolist()
-    assert "route" not in vars(moe.layers[0].moe)  # nothing is left behind
+    assert "choose" not in vars(moe.layers[0].moe)  # nothing is left behind
 
 
 def test_models_without_experts_are_refused(tiny_model):

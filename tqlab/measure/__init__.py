@@ -30,7 +30,7 @@ from .errors import (
     spread_rows,
     verdict,
 )
-from .experts import expert_loads
+from .experts import expert_loads, routing_rows
 from .keys import (
     attention_mass_rows,
     first_token_rows,
@@ -105,6 +105,7 @@ __all__ = [
     "role_rows",
     "rotated",
     "round_trip",
+    "routing_rows",
     "scale_rows",
     "sensitivity_rows",
     "smoke",

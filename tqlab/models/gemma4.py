@@ -226,11 +226,17 @@ class MoE:
         Shapes: h float32 [B, T, n_embd] -> float32 [B, T, k], int64 [B, T, k]
         """
         r = rms_norm(h, None, self.eps) * self.router_scale * h.shape[-1] ** -0.5
-        weights, chosen = self.router(r).softmax(-1).topk(self.top_k)
+        shares = self.router(r).softmax(-1)
+        chosen = self.choose(shares)
+        weights = shares.gather(-1, chosen)
         weights = weights / weights.sum(-1, keepdim=True)
         if self.expert_scale is not None:
             weights = weights * self.expert_scale[chosen]
         return weights, chosen
+
+    def choose(self, shares: Tensor) -> Tensor:
+        """The experts with the largest shares, the largest first: [B, T, n] -> int64 [B, T, k]."""
+        return shares.topk(self.top_k).indices
 
     def experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """The weighted sum of each token's experts.

@@ -1,9 +1,10 @@
 """Figures about a model's weights: what packing them costs, and which experts are used."""
 
-from .style import FALLBACK, THEORY, Figure, axes, colour, label_points, note, style
+from .style import THEORY, Figure, axes, colour, label_points, note, style
 from .sweep import bars, log_safe, slope
 
 _UNPACKED = 16  # bits a weight of the originals that KL is measured from
+_LOAD = "#8fb8de"
 
 
 def kld_of_weights(rows) -> Figure:
@@ -48,9 +49,11 @@ def expert_loads(rows) -> Figure:
 
 def _load_panel(ax, rows) -> None:
     shares = sorted((100 * r["share"] for r in rows), reverse=True)
-    ax.bar(range(1, len(shares) + 1), shares, 1.0, color=FALLBACK)
+    ax.bar(range(1, len(shares) + 1), shares, 1.0, color=_LOAD)
     uniform = 100 * rows[0]["uniform"]
-    ax.axhline(uniform, color=THEORY, linewidth=1.1, linestyle="--", label="all alike")
+    ax.axhline(
+        uniform, color=THEORY, linewidth=1.1, linestyle="--", label=f"all alike: {uniform:.1f} %"
+    )
     unused = sum(r["count"] == 0 for r in rows)
     ax.text(0.95, 0.95, f"never used: {unused}", transform=ax.transAxes, ha="right", va="top")
     ax.set_xlim(0, len(shares) + 1)

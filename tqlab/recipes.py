@@ -12,6 +12,7 @@ from pathlib import Path
 from . import formats
 from .transforms import KINDS
 
+SINKS, WINDOW = 4, 32  # tokens that the named recipes keep exact
 _WHOLE, _HALF = 128, 64  # values a rotation group of the fork's formats has, and of their _h64
 
 
@@ -77,16 +78,17 @@ _DONE = {
     "x": "balanced behind rope",
 }
 
+_EXACT = {"sinks": SINKS, "window": WINDOW}
 _REGISTRY = {
     r.name: r
     for r in (
-        Recipe("w3", "turbo3", "turbo3", sinks=4, window=32),
-        Recipe("cw3", "turbo3", "turbo3", sinks=4, window=32, transform="centre"),
-        Recipe("cw4", "turbo4_lm", "turbo4_lm", sinks=4, window=32, transform="centre"),
-        Recipe("xw3", "turbo3", "turbo3", sinks=4, window=32, transform="x"),
-        Recipe("best2", "trellis2", "trellis2", sinks=4, window=32, transform="bal"),
-        Recipe("best3", "trellis3", "trellis3", sinks=4, window=32, transform="bal"),
-        Recipe("best4", "trellis4", "trellis4", sinks=4, window=32, transform="bal"),
+        Recipe("w3", "turbo3", "turbo3", **_EXACT),
+        Recipe("cw3", "turbo3", "turbo3", **_EXACT, transform="centre"),
+        Recipe("cw4", "turbo4_lm", "turbo4_lm", **_EXACT, transform="centre"),
+        Recipe("xw3", "turbo3", "turbo3", **_EXACT, transform="x"),
+        Recipe("best2", "trellis2", "trellis2", **_EXACT, transform="bal"),
+        Recipe("best3", "trellis3", "trellis3", **_EXACT, transform="bal"),
+        Recipe("best4", "trellis4", "trellis4", **_EXACT, transform="bal"),
     )
 }
 

@@ -14,10 +14,10 @@ from .. import attention
 from ..calibrate import calibrate
 from ..calibration import Calibration, LayerStats
 from ..kvcache import View
+from ..recipes import SINKS, WINDOW
 from ..transforms import balance, mean_position, mean_product, regular
 
 Row = dict
-SINKS, RECENT = 4, 32  # tokens the named recipes keep exact
 
 
 def key_rows(model, calibration: Calibration) -> list[Row]:
@@ -105,7 +105,7 @@ def first_token_rows(kv: dict[str, list[Tensor]], n: int = 16) -> list[Row]:
 # ---- where attention looks
 
 
-def attention_mass_rows(model, tokens, first: int = SINKS, last: int = RECENT) -> list[Row]:
+def attention_mass_rows(model, tokens, first: int = SINKS, last: int = WINDOW) -> list[Row]:
     """Shares of attention on the first tokens, the last ones, and all between, layer by layer.
 
     Shapes: tokens int64 [T] or a list, T at most what goes through the layers at once (512)

@@ -60,9 +60,10 @@ def test_quotes_need_the_reference_row():
 
 
 def test_symmetric_rows_say_what_is_quoted():
-    own = [row | {"model_file": "M-Instruct.gguf", "text": "t"} for row in sweep_rows()]
-    rows = measure.symmetric_rows(own)
-    assert [row["format"] for row in rows if row["source"] == "here"] == ["q4_0", "turbo4"]
-    assert rows[0]["data"] == "M, t"
+    files = ("M-Instruct.gguf", "A-small.gguf")
+    own = [row | {"model_file": file, "text": "t"} for file in files for row in sweep_rows()]
+    rows = measure.symmetric_rows(own[::-1][len(own) // 2 :] + own[len(own) // 2 :])
+    here = [(row["data"], row["format"]) for row in rows if row["source"] == "here"]
+    assert here == [(m, f) for m in ("M, t", "A-small, t") for f in ("q4_0", "turbo4")]
     assert all(row["kld_se"] is None for row in rows if row["source"] != "here")
     assert {row["format"] for row in rows} == {"q4_0", "turbo4"}

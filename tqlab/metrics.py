@@ -93,11 +93,10 @@ def perplexity(
 
 
 def _same_vocabulary(model: Decoder, original: Decoder) -> Decoder:
-    ours, theirs = model.config.n_vocab, original.config.n_vocab
-    if ours != theirs:
+    if original is not model and original.tokenizer.tokens != model.tokenizer.tokens:
         raise ValueError(
-            f"{model.path.name} has {ours} tokens in its vocabulary and {original.path.name} has "
-            f"{theirs}: the KL divergence needs two models of one vocabulary"
+            f"{model.path.name} and {original.path.name} have different vocabularies: the KL "
+            f"divergence needs two models of one"
         )
     return original
 

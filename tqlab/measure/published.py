@@ -64,17 +64,20 @@ def _beside(row: Row, base: Row) -> Row:
 
 
 def symmetric_rows(rows: list[Row], names=("q4_0", "turbo4", "turbo4_lm")) -> list[Row]:
-    """KL of one format on both K and V: ours first, then quoted from elsewhere.
+    """KL of one format on both K and V: ours first, model by model, then quoted from elsewhere.
 
     Row: data (model and text), format, bits, kld_mean, kld_se (None where none is quoted), source.
     """
-    ours = [r for name in names for r in rows if r["k"] == r["v"] == name]
+    ours = [r for r in rows if r["k"] == r["v"] and r["k"] in names]
+    models = [r["model_file"] for r in rows]
+    ours.sort(key=lambda r: (models.index(r["model_file"]), names.index(r["k"])))
     keys = ("data", "source", "format", "bits", "kld_mean")
     quoted = [dict(zip(keys, row, strict=True)) for row in _SYMMETRIC if row[2] in names]
     return [_own(r) for r in ours] + [row | {"kld_se": None} for row in quoted]
 
 
 def _own(row: Row) -> Row:
-    data = f"{row['model_file'].split('-Instruct')[0]}, {row['text']}"
+    model = row["model_file"].removesuffix(".gguf").split("-Instruct")[0]
+    data = f"{model}, {row['text']}"
     own = {"data": data, "source": "here", "format": row["k"]}
     return own | {key: row[key] for key in ("bits", "kld_mean", "kld_se")}

@@ -17,11 +17,13 @@ class Tokenizer:
     """Text to ids and back.
 
     Fields: bos_id, eos_id (int | None); adds_bos (whether the vocabulary asks for BOS); stop_ids
-    (ids that end an answer); n_vocab; template (the chat template, or None).
+    (ids that end an answer); n_vocab; tokens (as the file spells them, by id); template (the chat
+    template, or None).
     """
 
     def __init__(self, vocab: Vocabulary):
-        self._vocab, self._hf, self.n_vocab = vocab, build(vocab), len(vocab.tokens)
+        self._vocab, self._hf = vocab, build(vocab)
+        self.tokens, self.n_vocab = vocab.tokens, len(vocab.tokens)
         self.bos_id, self.eos_id, self.adds_bos = vocab.bos_id, vocab.eos_id, vocab.adds_bos
         self.stop_ids = vocab.stop_ids
         self.template = vocab.file.get("tokenizer.chat_template") or None

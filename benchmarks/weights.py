@@ -14,7 +14,7 @@ from tqlab.measure import weight_rows
 from tqlab.tables import Table
 
 RECIPES = ("f16", "q8_0", "config-i", "tq4_1s", "tq3_1s")
-REQUEST = "Write a story about a brave rabbit and a boat."
+REQUEST = "Tell me a story about Lily, a brave rabbit who lost her red ball."
 COLUMNS = {
     "recipe": "weights",
     "nbytes": "bytes",
@@ -47,6 +47,7 @@ def main() -> None:
     print(Table(rows, COLUMNS))
     for row in rows:
         print(f"--- {row['recipe']}\n{row['written']}")
+    a.out.parent.mkdir(parents=True, exist_ok=True)
     a.out.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
 
 

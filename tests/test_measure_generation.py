@@ -204,6 +204,14 @@ def test_the_planted_bug_breaks_rotated_keys_only(tiny_model, ids):
     assert math.isclose(found("turbo4"), before[0])
 
 
+def test_along_rows_end_with_the_bug(tiny_model, ids):
+    pairs = [("q8_0", "q8_0"), ("turbo4", "turbo4")]
+    fine, right, broken = measure.along_rows(tiny_model, ids[:9], ids[9:], pairs)
+    assert [fine["k"], right["k"], broken["k"]] == ["q8_0", "turbo4", "turbo4"]
+    assert fine["kld_mean"] < right["kld_mean"] < broken["kld_mean"] / 3
+    assert (broken["label"], broken["format"]) == ("turbo4/turbo4, queries not rotated", None)
+
+
 def test_the_planted_bug_goes_when_an_error_ends_it():
     right = attention.rotate_product
     with contextlib.suppress(KeyError), measure.unrotated_queries():

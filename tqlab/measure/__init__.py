@@ -5,7 +5,7 @@ from the bytes a format really writes, scales and padding included.
 """
 
 from ..smoke import smoke
-from .along import kl_along, unrotated_queries
+from .along import along_rows, kl_along, unrotated_queries
 from .codebooks import (
     cell_rows,
     codebook_of,
@@ -64,6 +64,7 @@ __all__ = [
     "ROTATIONS",
     "Described",
     "Needle",
+    "along_rows",
     "attention_mass_rows",
     "attention_rows",
     "beside_fork",

@@ -47,6 +47,18 @@ def kl_along(model, prompt, tokens, k: str, v: str, other=None) -> Row:
     return row | {"kld_mean": sum(kld) / len(kld), "same_top": sum(same) / len(same)}
 
 
+def along_rows(model, prompt, tokens, pairs, bug=("turbo4", "turbo4")) -> list[Row]:
+    """`kl_along` of every pair; the last row is `bug` once more, with its queries not rotated.
+
+    The last row has a label, and no format (None), beside the others' columns.
+    """
+    rows = [kl_along(model, prompt, tokens, *pair) for pair in pairs]
+    with unrotated_queries():
+        planted = kl_along(model, prompt, tokens, *bug)
+    label = f"{'/'.join(bug)}, queries not rotated"
+    return [*rows, planted | {"label": label, "format": None}]
+
+
 @torch.inference_mode()
 def states(model, prompt, tokens, k: str = "f16", v: str = "f16") -> Tensor:
     """Last hidden states before each of `tokens`, read through a cache: [len(tokens), n_embd]."""

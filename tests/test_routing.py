@@ -80,6 +80,16 @@ def test_a_router_that_ignores_its_token_changes_nothing(model):
     assert all("choose" not in vars(layer.moe) for layer in model.layers)
 
 
+def test_calibrating_on_the_way_is_not_taken_for_reading_the_text(model):
+    ids = torch.randint(300, (600,), generator=torch.Generator().manual_seed(0)).tolist()
+    model.make_tokenizer = lambda: types.SimpleNamespace(adds_bos=False, encode=lambda text: ids)
+    first, again = (measure.routing_rows(model, TOKENS, ["cw3"], CTX, 2) for _ in range(2))
+    assert model.calibration.origin.chunks == 1
+    assert first == again
+    with pytest.raises(ValueError, match="on which the recipe was calibrated"):
+        measure.routing_rows(model, ids, ["cw3"], CTX, 2)
+
+
 def test_a_model_without_experts_is_refused(tiny_model):
     with pytest.raises(ValueError, match=r"tiny\.gguf has no routed experts"):
         measure.routing_rows(tiny_model, TOKENS, [PAIR], CTX)

@@ -40,7 +40,13 @@ def routing_rows(model, tokens, pairs, ctx: int = 512, chunks: int | None = 1) -
     first pair's over this one's; None for a KL of 0).
     Raises: ValueError for a model without routed experts; what `perplexity` raises.
     """
-    moes, pieces = _moes(model), cut(tokens, ctx, chunks, model)
+    moes, pieces, pairs = (
+        _moes(model),
+        cut(tokens, ctx, chunks, model),
+        list(map(check_pair, pairs)),
+    )
+    for pair in pairs:  # a calibration, where one is needed, is no part of what is watched
+        model.new_cache(*pair, max_tokens=1).refuse_text(pieces)
 
     def measured(pair, held: Choices | None = None):
         with _choices(moes, held) as seen:
@@ -48,7 +54,7 @@ def routing_rows(model, tokens, pairs, ctx: int = 512, chunks: int | None = 1) -
 
     _, right = measured(REFERENCE)
     rows: list[Row] = []
-    for pair in map(check_pair, pairs):
+    for pair in pairs:
         (own, seen), (held, _) = measured(pair), measured(pair, right)
         row = {"name": pair_label(*pair), "changed": _changed(right, seen)}
         row |= {"kld": own.kld_mean, "kld_se": own.kld_se}
@@ -75,7 +81,7 @@ def _choices(moes: dict, held: Choices | None = None) -> Iterator[Choices]:
     """Keep what routers choose, call by call; `held`: what they get instead, in the same order."""
     seen: Choices = {i: [] for i in moes}
     for i, moe in moes.items():
-        moe.choose = _watched(moe.choose, seen[i], iter(held[i] if held else ()))
+        moe.choose = _watched(moe.choose, seen[i], held and iter(held[i]))
     try:
         yield seen
     finally:
@@ -83,10 +89,10 @@ def _choices(moes: dict, held: Choices | None = None) -> Iterator[Choices]:
             del moe.choose  # the class's own is seen again
 
 
-def _watched(choose, seen: list[Tensor], held: Iterator[Tensor]):
+def _watched(choose, seen: list[Tensor], held: Iterator[Tensor] | None):
     def watched(shares: Tensor) -> Tensor:
         seen.append(choose(shares))
-        return next(held, seen[-1])
+        return next(held) if held else seen[-1]
 
     return watched
 

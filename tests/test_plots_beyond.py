@@ -76,6 +76,17 @@ def test_labels_of_the_headline_do_not_cover_each_other(n):
         boxes = [t.get_window_extent() for t in ax.texts if t.get_text() in KLD]
         assert len(boxes) == len(KLD)
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert any(t.get_visible() and t.get_text() for t in ax.get_xticklabels())
+
+
+def test_titles_of_three_spectra_stand_apart():
+    stats = LayerStats(torch.ones(1, 8), torch.eye(8)[None], torch.eye(8)[None])
+    rows = [r | {"layer": 19} for r in measure.spectrum_rows(stats)]
+    files = [f"{name}-2b-instruct-q4_k_m.gguf" for name in ("first", "second", "third")]
+    fig = plots.spectra([{"model_file": file} | row for file in files for row in rows])
+    fig.canvas.draw()
+    boxes = [ax._left_title.get_window_extent() for ax in fig.axes[:3]]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_every_panel_shows_all_its_points():

@@ -76,7 +76,7 @@ def spectra(rows) -> Figure:
         for model, found, column in columns:
             for ax, when in zip(column, ("as they are", "balanced"), strict=True):
                 _spectrum(ax, [r for r in found if r["when"] == when])
-            column[0].set_title(f"{model}, layer {found[0]['layer']}", fontsize=10)
+            column[0].set_title(f"{model},\nlayer {found[0]['layer']}", fontsize=10)
             column[1].set_xlabel("direction, the keys' widest first")
         for ax, when in zip(columns[0][2], ("as they are", "balanced"), strict=True):
             ax.set_ylabel(f"{when}:\nenergy / mean")
@@ -195,6 +195,7 @@ def kld_by_model(rows) -> Figure:
             _quality(ax, found)
             ax.set_title(f"{model}, context {_contexts(found)}", fontsize=10)
             ax.set_xlabel("stored bits per value, everything counted")
+            ax.tick_params(labelbottom=True)  # a panel may have none below it
         for ax in grid[:, 0]:
             ax.set_ylabel("KL divergence to f16 (nats per token)")
         for ax, found in zip(grid.flat, models.values(), strict=False):  # limits are shared by now

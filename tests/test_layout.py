@@ -31,7 +31,7 @@ LAYERS = [
     "measure pr52 tables",
     "plots",
     "widgets",
-    "selftest_cases",
+    "selftest_cases sentence",
     "selftest",
     "cli",
     "__init__ __main__",

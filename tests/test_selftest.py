@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from tqlab import cli, formats, metal, ops, rotation, selftest_cases
+from tqlab import attention, cli, data, formats, metal, ops, rotation, selftest_cases, sentence
 from tqlab.ops import marks
 from tqlab.selftest import _judged, instead, report, selftest, summary
 
@@ -25,10 +25,16 @@ def home(tmp_path, monkeypatch):
 
 
 def only(monkeypatch, *names):
-    """Leave these ops in the self-test's table."""
-    kept = {name: selftest_cases.CASES[name] for name in names}
+    """Leave these ops in the self-test's table, and the sentence where it is named."""
+    kept = {name: selftest_cases.CASES[name] for name in names if name != sentence.MODEL}
     monkeypatch.setattr(MODULE, "CASES", kept)
     monkeypatch.setattr(MODULE, "TORCH", {})
+    if sentence.MODEL not in names:
+        monkeypatch.setattr(sentence, "row", lambda *_: SILENT)
+
+
+SILENT = {"op": sentence.MODEL, "variant": "", "shape": "", "note": "", "path": ""}
+SILENT |= dict.fromkeys(("nmse", "limit", "error", "tolerance", "us")) | {"passed": True}
 
 
 @pytest.fixture
@@ -49,9 +55,11 @@ def test_the_command_in_the_simulator(capsys, home):
     printed = capsys.readouterr().out
     assert "simulated: shaders executed lane by lane on the CPU" in printed
     assert "all passed" in printed
+    assert "tokens, prompt by torch" in printed
     result = json.loads((home / "results" / "selftest-sim.json").read_text())
     assert result["simulated"]
-    assert {row["op"] for row in result["rows"]} == {*ops.OPS, "torch.matmul", "torch.sdpa"}
+    others = {"torch.matmul", "torch.sdpa", sentence.MODEL}
+    assert {row["op"] for row in result["rows"]} == {*ops.OPS, *others}
     keys = {"op", "variant", "shape", "nmse", "limit", "error", "tolerance", "passed", "us"}
     assert all(keys <= set(row) for row in result["rows"])
     exact = {"quantize_rows"}  # bytes: none may differ where nothing is contracted to FMA
@@ -102,7 +110,7 @@ def test_a_shader_that_does_not_compile_is_a_failure_with_a_note(broken, monkeyp
     only(monkeypatch, "wht")
     (broken / "wht.metal").write_text("kernel void wht(device float* y) { y[0] = nothing; }")
     rows = selftest("sim")
-    assert not any(row["passed"] for row in rows)
+    assert not any(row["passed"] for row in rows if row is not SILENT)
     assert "SyntaxError" in rows[0]["note"]
     assert "first failure: wht wht32 float32, 1 x 96" in instead(report(rows, "sim"))
 
@@ -174,3 +182,69 @@ def test_the_summary_shows_the_worst_case(monkeypatch):
     line = summary(rows)[0]
     assert line["verdict"] == f"FAILED 1 of {line['cases']}"
     assert line["worst at"] == rows[1]["shape"]
+
+
+# ---- the sentence
+
+
+def last(monkeypatch, device="cpu"):
+    """The row of a self-test that is about the sentence only."""
+    only(monkeypatch, sentence.MODEL)
+    (row,) = selftest(device)
+    return row
+
+
+def test_the_sentence_is_printed(monkeypatch, capsys):
+    only(monkeypatch, sentence.MODEL)
+    assert cli.main(["selftest", "--device", "cpu"]) == 0
+    wanted, printed = sentence.reference(), capsys.readouterr().out
+    assert f"tiny-gemma4: {wanted['prompt']} [...]{wanted['text']}" in printed
+    assert f"{len(wanted['tokens'])} tokens" in printed
+
+
+def test_a_planted_bug_fails_the_sentence(monkeypatch, capsys):
+    """Values un-rotated twice. Ops are right, so nothing is marked: the user hears what to do."""
+    right = attention.unrotate_product
+    monkeypatch.setattr(attention, "unrotate_product", lambda x, r: right(right(x, r), r))
+    only(monkeypatch, sentence.MODEL)
+    assert cli.main(["selftest", "--device", "cpu"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"token \d+ of \d+ is '.*' \(\d+\), expected '.*' \(\d+\), which lea", printed)
+    assert "FAILED tiny-gemma4: from now on trust no generated text" in printed
+    assert not marks.path().exists()
+
+
+def test_a_model_that_cannot_run_is_a_failure_with_a_note(broken, monkeypatch):
+    (broken / "wht.metal").write_text("kernel void wht(device float* y) { y[0] = nothing; }")
+    row = last(monkeypatch, "sim")
+    assert row["passed"] is False
+    assert "SyntaxError" in row["note"]
+
+
+def test_what_failed_is_replaced_before_the_sentence(broken, monkeypatch):
+    """It is written as the library runs from now on."""
+    only(monkeypatch, "wht")
+    here, runs = torch.device("cpu"), []
+    monkeypatch.setattr(sentence, "row", lambda *_: runs.append(ops.runs_shader("wht", here)))
+    with pytest.warns(RuntimeWarning, match="tqlab::wht runs its torch reference on sim"):
+        assert not selftest("sim")[0]["passed"]
+    assert runs == [False]
+
+
+def test_without_the_model_nothing_is_written_and_nothing_passed(monkeypatch, capsys):
+    monkeypatch.setitem(data.SHIPPED, "tiny-gemma4", "nosuch.gguf")
+    row = last(monkeypatch)
+    assert row["passed"] is None
+    assert "tiny-gemma4 was not run: tiny-gemma4 is nosuch.gguf" in row["note"]
+    assert summary([row])[0]["verdict"] == "not run"
+    assert instead(report([row], "cpu")).startswith("all that was run passed")
+
+
+def test_a_reference_of_another_file_is_not_compared(monkeypatch, tmp_path):
+    wanted = sentence.reference() | {"model_sha256": "0" * 64}
+    monkeypatch.setattr(sentence, "reference_path", lambda: tmp_path / "r.json")
+    assert "r.json is missing; in a checkout, python data/make" in last(monkeypatch)["note"]
+    (tmp_path / "r.json").write_text(json.dumps(wanted))
+    row = last(monkeypatch)
+    assert row["passed"] is None
+    assert "r.json is of a model of sha256 000000000000" in row["note"]

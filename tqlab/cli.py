@@ -218,13 +218,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def run_selftest(args) -> dict:
-    """Every op, and torch's matmul and SDPA, on this device against references; 1 on failure."""
+    """Every op, torch's matmul and SDPA, and a sentence, against references; 1 on failure."""
     rows = selftest(args.device, quick=True if args.quick else None)
     result = report(rows, args.device)
     path = write(result, Path(args.out) if args.out else None)
     where = " (simulated: shaders executed lane by lane on the CPU)" if result["simulated"] else ""
     _say(args, f"{result['device']}, torch {result['torch']}{where}")
-    _say(args, f"{tables.Table(summary(rows))}\n\n{instead(result)}\nrows: {path}")
+    _say(args, f"{tables.Table(summary(rows))}\n\n{rows[-1]['note']}\n\n{instead(result)}")
+    _say(args, f"rows: {path}")
     return result
 
 

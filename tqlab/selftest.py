@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import data, metal, ops
+from . import data, metal, ops, sentence
 from . import device as devices
 from .ops import marks
 from .selftest_cases import CASES, TORCH, Case
@@ -34,15 +34,17 @@ def selftest(device: str = "auto", quick: bool | None = None) -> list[dict]:
     `device`: auto, mps, cuda or cpu; sim or sim-checked (shaders executed in the simulator on the
     CPU), nvrtc (the same source on CUDA). `quick` (default: simulated only): fewer sizes.
     Returns rows: op, variant, shape, nmse, limit (a fixed NMSE for this op, or None), error and
-    tolerance (largest absolute; for packed bytes differing blocks), passed, us, note, path.
+    tolerance (largest absolute; for packed bytes differing blocks), passed, us, note, path. The
+    last is a sentence by a whole model, as the library now runs it; None in passed: not run.
     Raises: ValueError for a device this machine lacks.
     """
     target, engine = _target(device)
     quick = device in _SIMULATED if quick is None else quick
-    with metal.simulate(engine) if engine else contextlib.nullcontext(), marks.ignored():
-        rows = [_row(name, run, case, target) for name, run, case in _all(quick)]
-        _remember(rows, target)
-    return rows
+    with metal.simulate(engine) if engine else contextlib.nullcontext():
+        with marks.ignored():
+            rows = [_row(name, run, case, target) for name, run, case in _all(quick)]
+            _remember(rows, target)
+        return [*rows, sentence.row(target, device in _SIMULATED)]
 
 
 def _target(device: str) -> tuple[torch.device, str | None]:
@@ -177,6 +179,10 @@ def _remember(rows: list[dict], device: torch.device) -> None:
 # ---- reports
 
 
+def _failed(row: dict) -> bool:
+    return row["passed"] is False
+
+
 def report(rows: list[dict], device: str) -> dict:
     """The rows with what they were measured on, as plain data."""
     target, _ = _target(device)
@@ -187,8 +193,8 @@ def report(rows: list[dict], device: str) -> dict:
         "engine": device if device in (*_SIMULATED, "nvrtc") else metal.engine(target),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "passed": all(row["passed"] for row in rows),
-        "instead": {row["op"]: row["path"] for row in rows if not row["passed"]},
+        "passed": not any(map(_failed, rows)),
+        "instead": {row["op"]: row["path"] for row in rows if _failed(row)},
         "rows": rows,
     }
 
@@ -197,9 +203,10 @@ def instead(result: dict) -> str:
     """The verdict in words: what failed, and what the library runs in its place."""
     if result["passed"]:
         note = "" if result["engine"] else " (no shader runs on this device: references only)"
-        return f"all passed{note}"
+        every = all(row["passed"] for row in result["rows"])
+        return f"{'all' if every else 'all that was run'} passed{note}"
     lines = [f"FAILED {op}: from now on {path}" for op, path in result["instead"].items()]
-    bad = next(row for row in result["rows"] if not row["passed"])
+    bad = next(row for row in result["rows"] if _failed(row))
     return "\n".join(
         [*lines, f"first failure: {bad['op']} {bad['variant']}, {bad['shape']} {bad['note']}"]
     )
@@ -221,13 +228,17 @@ def summary(rows: list[dict]) -> list[dict]:
     for (op, variant), group in groupby(rows, key=lambda row: (row["op"], row["variant"])):
         group = list(group)
         worst = max(group, key=_badness)
-        failed = sum(not row["passed"] for row in group)
-        verdict = f"FAILED {failed} of {len(group)}" if failed else "ok"
         line = {"op": op, "variant": variant, "cases": len(group), "worst at": worst["shape"]}
         line |= {k: worst[k] for k in ("nmse", "limit", "error", "tolerance")}
-        line |= {"verdict": verdict, "us": statistics.median(r["us"] or 0.0 for r in group)}
+        line |= {"verdict": _verdict(group), "us": statistics.median(r["us"] or 0.0 for r in group)}
         lines.append(line)
     return lines
+
+
+def _verdict(group: list[dict]) -> str:
+    if failed := sum(map(_failed, group)):
+        return f"FAILED {failed} of {len(group)}"
+    return "ok" if all(row["passed"] for row in group) else "not run"
 
 
 def _badness(row: dict) -> float:

@@ -49,11 +49,15 @@ def ppl(model, tokens, k="f16", v="f16"):
     return perplexity(model, tokens, 256, 2, k, v).ppl
 
 
-def test_the_canary_is_alive(dense, packed, tq_head, tokens, right):
+def test_the_canary_is_alive(dense, packed, tokens, right):
     """What is compared below differs by the planted bug alone."""
     assert right < 4
     assert ppl(packed, tokens) == pytest.approx(right, rel=1e-4)  # 5e-6; sums in another order
     assert ppl(dense, tokens, "turbo4", "turbo4") < 1.2 * right  # 0.99
+
+
+def test_a_head_in_tq4_1s_costs_little(tq_head, tokens, right):
+    assert ppl(tq_head, tokens) == pytest.approx(right, rel=0.05)  # 5e-5
 
 
 # ---- (a) a mat-vec that gives 32 times the sum
@@ -80,6 +84,9 @@ def test_32_times_the_sum_hides_behind_norms(times_32, dense, packed, tokens, ri
     assert ppl(packed, tokens) < 1.2 * right  # 1.00
     row = measure.kl_along(dense, tokens[:1], tokens[1:129], "f16", "f16", other=packed)
     assert row["kld_mean"] > 1e-4  # 5e-3; 2e-8 without the bug
+    wanted = sentence.reference()
+    n = len(wanted["tokens"])
+    assert sentence.written(packed, wanted["prompt"], n).tokens == wanted["tokens"]
 
 
 def test_the_double_sum_of_the_fork_in_the_shader(tq_head, tokens, tmp_path, launches):

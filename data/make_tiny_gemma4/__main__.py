@@ -3,9 +3,11 @@
     python data/make_tiny_gemma4 sample SMOLLM2.gguf stories.jsonl [--seconds 300]
     python data/make_tiny_gemma4 train stories.jsonl [more.jsonl ...] FOLDER [--seconds 400]
     python data/make_tiny_gemma4 reference
+    python data/make_tiny_gemma4 examples
 
-The second leaves tiny-gemma4-96e.f16.gguf, held-out.txt and training.txt in FOLDER; the third, once
-model and text are in data/, leaves there what `tqlab selftest` expects the model to write.
+The second leaves tiny-gemma4-96e.f16.gguf and held-out.txt in FOLDER. Once model and text are in
+data/, the third leaves there what `tqlab selftest` expects the model to write, and the fourth prints
+what data/README.md shows of it.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import corpus  # noqa: E402
+import examples  # noqa: E402
 import export  # noqa: E402
 import model  # noqa: E402
 import reference  # noqa: E402
@@ -44,6 +47,7 @@ def main() -> None:
     for p in (one, two):
         p.add_argument("--seconds", type=float)
         p.add_argument("--seed", type=int, default=0)
+    step.add_parser("examples").set_defaults(run=lambda options: examples.show())
     step.add_parser("reference").set_defaults(run=lambda options: reference.write())
     options = parser.parse_args()
     options.run(options)

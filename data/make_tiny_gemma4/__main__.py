@@ -6,7 +6,7 @@
     python data/make_tiny_gemma4 examples
 
 The second leaves tiny-gemma4-96e.f16.gguf and held-out.txt in FOLDER. Once model and text are in
-data/, the third leaves there what `tqlab selftest` expects the model to write, and the fourth prints
+data/, the third leaves there what `tqlab selftest` expects the model to write; the fourth prints
 what data/README.md shows of it.
 """
 

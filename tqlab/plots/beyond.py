@@ -189,8 +189,6 @@ def kld_by_model(rows) -> Figure:
         size = (8.6 if len(models) == 1 else 10.4, 1.0 + 4.4 * lines)
         shared = {"sharex": True, "sharey": True}
         fig, grid = axes(lines, min(2, len(models)), size, squeeze=False, **shared)
-        for ax in grid.flat[len(models) :]:
-            ax.set_visible(False)
         for ax, (model, found) in zip(grid.flat, models.items(), strict=False):
             _quality(ax, found)
             ax.set_title(f"{model}, context {_contexts(found)}", fontsize=10)
@@ -201,7 +199,11 @@ def kld_by_model(rows) -> Figure:
         for ax, found in zip(grid.flat, models.values(), strict=False):  # limits are shared by now
             if plain := [r for r in found if not r.get("recipe")]:
                 slope(ax, plain, "the best format")
-        _legend_below(fig, grid[0, 0])
+        if spare := list(grid.flat[len(models) :]):
+            spare[0].axis("off")
+            spare[0].legend(*grid[0, 0].get_legend_handles_labels(), loc="center")
+        else:
+            _legend_below(fig, grid[0, 0])
         for ax, found in zip(grid.flat, models.values(), strict=False):
             points = [(r["bits"], r["kld_mean"]) for r in found]
             label_points(ax, points, [pair_name(r) for r in found], fontsize=8.5)
@@ -220,7 +222,8 @@ def _quality(ax, rows) -> None:
         else:
             marker(ax, r["bits"], r["kld_mean"], r, None)
     ax.plot([], [], "o", color=colour("turbo3"), label="formats alone (K/V)")
-    ax.plot([], [], "D", color=OURS, label="recipes")
+    if any(r.get("recipe") for r in rows):
+        ax.plot([], [], "D", color=OURS, label="recipes")
     ax.set(yscale="log")
     ax.margins(x=0.14, y=0.12)
 

@@ -18,7 +18,7 @@ from tqlab.measure import Needle, needles
 from tqlab.sweep import read_rows
 from tqlab.tables import needle_table
 
-CHOICES = ("f16", "turbo3", "cw3", "cw4", "best3", "best4")
+CHOICES = ("f16", "turbo3", *tqlab.recipes.names())
 
 
 def kept(out: Path | None, n: int) -> list[Needle]:

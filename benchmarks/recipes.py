@@ -17,7 +17,7 @@ import tqlab
 from tqlab.models.base import PREFILL_CHUNK
 from tqlab.tables import Table
 
-CHOICES = ("f16", "turbo3", "cw3", "cw4", "best3", "best4")
+CHOICES = ("f16", "turbo3", *tqlab.recipes.names())
 
 
 @torch.inference_mode()

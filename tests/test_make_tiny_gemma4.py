@@ -20,14 +20,16 @@ def scripts():
     before = set(sys.modules)
     sys.path.insert(0, str(FOLDER))
     import corpus
+    import examples
     import export
     import model
     import stories
 
     sys.path.remove(str(FOLDER))
-    yield {"corpus": corpus, "export": export, "model": model, "stories": stories}
+    used = {"corpus": corpus, "examples": examples, "export": export, "model": model}
+    yield used | {"stories": stories}
     for name in set(sys.modules) - before:
-        if name in ("corpus", "export", "model", "stories", "sample", "train"):
+        if name in (*used, "stories", "sample", "train"):
             del sys.modules[name]
 
 
@@ -110,3 +112,11 @@ def test_held_out_stories_are_in_no_training_row(scripts):
     kept, held = scripts["corpus"].split(rows, 0)
     assert held
     assert not {row["story"] for row in kept} & set(held.strip().split("\n\n"))
+
+
+def test_the_readme_shows_every_opening_twice_and_how_it_ends(scripts):
+    text = (FOLDER.parent / "README.md").read_text("utf-8")
+    shown = [line for line in text.splitlines() if line.startswith("- **")]
+    openings = scripts["examples"].openings()
+    assert [line[4:].split("**")[0] for line in shown] == 2 * openings
+    assert all(line.endswith((".", '"', "!")) for line in shown)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tqlab import formats, recipes
+from tqlab import data, formats, load_model, recipes
+from tqlab.metrics import perplexity
 from tqlab.recipes import Recipe, fitted, get, load, pair_label, side
 
 
@@ -143,3 +144,18 @@ def test_a_cache_that_starts_later_counts_on(tiny_model):
     assert torch.equal(cos, tiny_model.rope.tables(cache, 20)[0])
     with pytest.raises(ValueError, match="20 tokens from position 120 on exceed the context"):
         tiny_model.new_cache("f32", "f32", 20, start=120)
+
+
+def test_what_recipes_save_on_a_model_with_windows_and_experts(own_data):
+    """Times less KL than turbo3, calibrated on the package's own text (LOG.md, 140 chunks)."""
+    model = load_model("tiny-gemma4", "cpu")
+    tokens = model.tokenizer.encode(data.load_text("tiny-stories").text[:10_000])
+
+    def kl(name):
+        return perplexity(model, tokens, 512, 4, name, name, reference=("f16", "f16")).kld_mean
+
+    plain = kl("turbo3")
+    assert 0.007 < plain < 0.016  # 0.0109; 0.0115 on 140 chunks
+    # A router's jumps give KL heavy tails: 4 chunks differ by a third from 140.
+    assert plain > 5 * kl("cw3")  # 7.8; 7.6
+    assert plain > 15 * kl("best4")  # 27; 24

@@ -21,6 +21,7 @@ from torch import Tensor
 from . import data, metal, ops, sentence
 from . import device as devices
 from .ops import marks
+from .progress import Progress
 from .selftest_cases import CASES, TORCH, Case
 
 _ATOL = 1e-5  # times the largest true value: float sums in another order
@@ -42,9 +43,19 @@ def selftest(device: str = "auto", quick: bool | None = None) -> list[dict]:
     quick = device in _SIMULATED if quick is None else quick
     with metal.simulate(engine) if engine else contextlib.nullcontext():
         with marks.ignored():
-            rows = [_row(name, run, case, target) for name, run, case in _all(quick)]
+            rows = _rows(target, quick)
             _remember(rows, target)
         return [*rows, sentence.row(target, device in _SIMULATED)]
+
+
+def _rows(target: torch.device, quick: bool) -> list[dict]:
+    rows = []
+    with Progress("self-test", len(CASES) + len(TORCH)) as progress:
+        for name, run, cases in _all():
+            progress.show(name)
+            rows += [_row(name, run, case, target) for case in cases(quick)]
+            progress.step(name)
+    return rows
 
 
 def _target(device: str) -> tuple[torch.device, str | None]:
@@ -58,13 +69,12 @@ def _target(device: str) -> tuple[torch.device, str | None]:
         raise ValueError(f"{error}; the self-test also knows sim, sim-checked, nvrtc") from None
 
 
-def _all(quick: bool) -> Iterator[tuple[str, Callable, Case]]:
+def _all() -> Iterator[tuple[str, Callable, Callable[[bool], Iterator[Case]]]]:
+    """Name, function and cases of every op."""
     for name, cases in CASES.items():
-        for case in cases(quick):
-            yield name, getattr(ops, name), case
+        yield name, getattr(ops, name), cases
     for name, (function, cases) in TORCH.items():
-        for case in cases(quick):
-            yield name, function, case
+        yield name, function, cases
 
 
 # ---- one case

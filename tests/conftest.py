@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the device to run on, golden vectors, the default model."""
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from hypothesis import HealthCheck, settings
 
 import tqlab
 from tqlab import metal
+from tqlab.gguf_file import GGUFFile
+from tqlab.models.gemma4 import Gemma4
+from tqlab.models.weights import Weights
 
 DATA = Path(__file__).parent / "data"
 
@@ -93,6 +97,15 @@ def own_data(tmp_path, monkeypatch) -> Path:
     """A data folder of the test's own: reference logs and downloads land there."""
     monkeypatch.setenv("TQLAB_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
+
+
+@pytest.fixture
+def moe(own_data):
+    """A tiny Gemma 4: 96 experts, 8 a token, random weights; a stand-in for the tokeniser."""
+    file = GGUFFile(DATA / "gemma4-moe96.gguf")
+    model = Gemma4(Weights(file, torch.device("cpu"), "dense"))
+    model.make_tokenizer = lambda: types.SimpleNamespace(adds_bos=False)
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,11 @@ import torch
 
 import tqlab
 from tqlab import measure, plots
+from tqlab.chunks import cut
 from tqlab.data import Text
 from tqlab.metrics import perplexity
 from tqlab.models import gemma4
-from tqlab.models.weights import Weights
 
-DATA = Path(__file__).parent / "data"
 CTX, CHUNKS = 32, 2
 WORDS = "hello world the quick brown fox jumps over the lazy dog and says what it will say "
 TEXT = Text("words", WORDS * 3, "ab" * 32)
@@ -46,7 +45,7 @@ def test_kl_from_other_weights_by_hand(tiny_model, tiny_path, tmp_path, own_data
     f16 = ("f16", "f16")
     found = perplexity(other, tokens, CTX, CHUNKS, *f16, f16, original=tiny_model)
     klds = []
-    for piece in measure.experts.cut(tokens, CTX, CHUNKS, other):
+    for piece in cut(tokens, CTX, CHUNKS, other):
         log_p, log_q = (log_probabilities(m, piece) for m in (tiny_model, other))
         klds.append((log_p.exp() * (log_p - log_q)).sum(-1))
     assert found.kld_mean == pytest.approx(float(torch.cat(klds).mean()), rel=0.05)
@@ -111,16 +110,6 @@ def test_the_figure_of_weights_leaves_the_original_out():
 
 
 # ---- experts
-
-
-@pytest.fixture
-def moe():
-    """96 experts, 8 a token, random weights; a stand-in for the tokeniser."""
-    model = gemma4.Gemma4(
-        Weights(tqlab.gguf_file.GGUFFile(DATA / "gemma4-moe96.gguf"), torch.device("cpu"), "dense")
-    )
-    model.make_tokenizer = lambda: types.SimpleNamespace(adds_bos=False)
-    return model
 
 
 def test_expert_loads_of_a_planted_router(moe):

@@ -1,27 +1,15 @@
 """KL with experts held to the reference's, against a router of this file's own; planted routers."""
 
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 import tqlab
 from tqlab import measure
-from tqlab.gguf_file import GGUFFile
 from tqlab.models import gemma4
-from tqlab.models.weights import Weights
 
-FILE = Path(__file__).parent / "data" / "gemma4-moe96.gguf"
 CTX, TOKENS, PAIR = 32, list(range(5, 69)), ("turbo3", "turbo3")
-
-
-@pytest.fixture
-def model(own_data):
-    """96 experts, 8 a token, random weights; a stand-in for the tokeniser."""
-    model = gemma4.Gemma4(Weights(GGUFFile(FILE), torch.device("cpu"), "dense"))
-    model.make_tokenizer = lambda: types.SimpleNamespace(adds_bos=False)
-    return model
 
 
 def routed(model, monkeypatch, ids, pair, held=()):
@@ -55,39 +43,39 @@ def by_hand(model, monkeypatch):
     return float(torch.cat(kl).mean()), float(torch.cat(other, 1).double().mean())
 
 
-def test_held_experts_against_a_router_of_our_own(model, monkeypatch):
-    held, changed = by_hand(model, monkeypatch)
-    same, row = measure.routing_rows(model, TOKENS, [("f16", "f16"), PAIR], CTX, 2)
+def test_held_experts_against_a_router_of_our_own(moe, monkeypatch):
+    held, changed = by_hand(moe, monkeypatch)
+    same, row = measure.routing_rows(moe, TOKENS, [("f16", "f16"), PAIR], CTX, 2)
     assert row["name"] == "turbo3/turbo3"
     # the reference keeps log-probabilities in 16 bits, and sums run in another order
     assert row["held"] == pytest.approx(held, rel=0.01)
     assert row["changed"] == changed
     assert row["changed"] > 0.1
     assert abs(row["kld"] / row["held"] - 1) > 0.05
-    (swept,) = tqlab.sweep(model, TOKENS, [PAIR], CTX, 2, None)
+    (swept,) = tqlab.sweep(moe, TOKENS, [PAIR], CTX, 2, None)
     assert row["kld"] == swept["kld_mean"]
     assert same["changed"] == 0
     assert row["held_times"] == pytest.approx(same["held"] / row["held"])
 
 
-def test_a_router_that_ignores_its_token_changes_nothing(model):
-    for layer in model.layers:
+def test_a_router_that_ignores_its_token_changes_nothing(moe):
+    for layer in moe.layers:
         layer.moe.router = lambda r: torch.arange(96.0).expand(*r.shape[:-1], -1)
-    (row,) = measure.routing_rows(model, TOKENS, [PAIR], CTX, 2)
+    (row,) = measure.routing_rows(moe, TOKENS, [PAIR], CTX, 2)
     assert row["changed"] == 0
     assert row["kld"] == row["held"] > 0
     assert row["times"] == 1
-    assert all("choose" not in vars(layer.moe) for layer in model.layers)
+    assert all("choose" not in vars(layer.moe) for layer in moe.layers)
 
 
-def test_calibrating_on_the_way_is_not_taken_for_reading_the_text(model):
+def test_calibrating_on_the_way_is_not_taken_for_reading_the_text(moe):
     ids = torch.randint(300, (600,), generator=torch.Generator().manual_seed(0)).tolist()
-    model.make_tokenizer = lambda: types.SimpleNamespace(adds_bos=False, encode=lambda text: ids)
-    first, again = (measure.routing_rows(model, TOKENS, ["cw3"], CTX, 2) for _ in range(2))
-    assert model.calibration.origin.chunks == 1
+    moe.make_tokenizer = lambda: types.SimpleNamespace(adds_bos=False, encode=lambda text: ids)
+    first, again = (measure.routing_rows(moe, TOKENS, ["cw3"], CTX, 2) for _ in range(2))
+    assert moe.calibration.origin.chunks == 1
     assert first == again
     with pytest.raises(ValueError, match="on which the recipe was calibrated"):
-        measure.routing_rows(model, ids, ["cw3"], CTX, 2)
+        measure.routing_rows(moe, ids, ["cw3"], CTX, 2)
 
 
 def test_a_model_without_experts_is_refused(tiny_model):

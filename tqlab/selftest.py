@@ -86,8 +86,8 @@ def _row(name: str, run: Callable, case: Case, device: torch.device) -> dict:
         got, micros = _timed(run, case, device)
         row |= _judged(ops.OPS[name].reference if name in ops.OPS else run, case, got)
     except Exception as error:  # a compiler's refusal is a result too
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        row |= {"nmse": None, "error": None, "tolerance": None, "passed": False, "note": text}
+        row |= {"nmse": None, "error": None, "tolerance": None, "passed": False}
+        row["note"] = sentence.refusal(error)
         micros = None
     return row | {"us": micros, "path": "" if row["passed"] else _instead(name, device)}
 

@@ -38,8 +38,12 @@ def row(device: torch.device, simulated: bool) -> dict:
     try:
         return row | _judged(wanted, device, simulated)
     except Exception as error:  # as for an op: a compiler's refusal is a result too
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return row | {"passed": False, "note": text, "path": _instead(device)}
+        return row | {"passed": False, "note": refusal(error), "path": _instead(device)}
+
+
+def refusal(error: Exception) -> str:
+    """An error as the note of a row: one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _judged(wanted: dict, device: torch.device, simulated: bool) -> dict:

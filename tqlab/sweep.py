@@ -154,7 +154,14 @@ def _row(start: dict, result: Perplexity) -> dict:
     return start | {
         **asdict(result),
         "bits": (result.k_bits + result.v_bits) / 2,
-        "device_name": devices.describe(torch.device(start["device"])),
+        **provenance(torch.device(start["device"])),
+    }
+
+
+def provenance(device: torch.device) -> dict:
+    """Where and when a row was measured, and with what, now."""
+    return {
+        "device_name": devices.describe(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

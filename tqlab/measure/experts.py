@@ -40,11 +40,8 @@ def routing_rows(model, tokens, pairs, ctx: int = 512, chunks: int | None = 1) -
     first pair's over this one's; None for a KL of 0).
     Raises: ValueError for a model without routed experts; what `perplexity` raises.
     """
-    moes, pieces, pairs = (
-        _moes(model),
-        cut(tokens, ctx, chunks, model),
-        list(map(check_pair, pairs)),
-    )
+    moes, pieces = _moes(model), cut(tokens, ctx, chunks, model)
+    pairs = [check_pair(pair) for pair in pairs]
     for pair in pairs:  # a calibration, where one is needed, is no part of what is watched
         model.new_cache(*pair, max_tokens=1).refuse_text(pieces)
 

@@ -1,14 +1,9 @@
 """What packing a model's weights costs: bytes, perplexity, KL from the original, and a text."""
 
 import json
-import platform
 import tempfile
-import time
 from pathlib import Path
 
-import torch
-
-from .. import device as devices
 from ..chunks import model_sha256, tokens_sha256
 from ..data import Text
 from ..generate import generate
@@ -17,7 +12,7 @@ from ..models import Decoder, load_model
 from ..policies import POLICIES
 from ..progress import Progress
 from ..quantize import quantize_gguf
-from ..sweep import REFERENCE
+from ..sweep import REFERENCE, provenance
 from ..version import VERSION
 
 Row = dict
@@ -64,11 +59,8 @@ def _configuration(original: Decoder, text: Text) -> Row:
         "text": text.name,
         "text_sha256": text.sha256,
         "device": original.device.type,
-        "device_name": devices.describe(original.device),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
         "tqlab": VERSION,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **provenance(original.device),
     }
 
 
